@@ -121,13 +121,17 @@ impl PackageManager {
         Ok(target)
     }
 
+    /// The version that is installed, if one is.
+    pub fn installed_version(&self, name: &str) -> Option<String> {
+        let output = run("dpkg-query", ["-W", "-f", "${Version} ${Status}", name]).ok()?;
+        let (version, status) = output.split_once(' ')?;
+        status.ends_with(" installed").then(|| version.to_owned())
+    }
+
     /// Those of `names` that are not installed.
     pub fn missing(&self, names: &[&str]) -> Vec<String> {
-        let installed = |name: &str| {
-            run("dpkg-query", ["-W", "-f", "${Status}", name])
-                .is_ok_and(|status| status.ends_with(" installed"))
-        };
-        names.iter().filter(|name| !installed(name)).map(|name| (*name).to_owned()).collect()
+        let missing = names.iter().filter(|name| self.installed_version(name).is_none());
+        missing.map(|name| (*name).to_owned()).collect()
     }
 
     /// Installs those of `names` that are missing; without root, names them instead.

@@ -10,6 +10,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod build;
 pub mod facts;
 pub mod image;
 pub mod open;
+pub mod store;

@@ -242,9 +242,9 @@ fn prune(cache: &Path) {
     let Ok(files) = fs::read_dir(cache) else { return };
     for file in files.flatten().map(|file| file.path()) {
         let stale = if file.extension() == Some("json".as_ref()) {
-            !read_entry(&file)
+            read_entry(&file)
                 .and_then(|entry| fs::metadata(entry.source).ok())
-                .is_some_and(|metadata| sidecar(cache, &identity(&metadata)) == file)
+                .is_none_or(|metadata| sidecar(cache, &identity(&metadata)) != file)
         } else {
             // Without a sidecar: of an entry that is being written just now, or never will be.
             !file.with_extension("json").exists() && age(&file).is_some_and(|age| age > ABANDONED_AFTER)
@@ -261,7 +261,7 @@ fn age(path: &Path) -> Option<Duration> {
 }
 
 /// Writes a file so that it is there whole or not at all.
-fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     file.write_all(content)?;
