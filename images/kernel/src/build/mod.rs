@@ -197,8 +197,9 @@ fn recipe(source: &str, fragment: &str, compiler: &str) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    let [a, b, c, d, e, f, g, h, ..] = hash.finalize().0;
-    format!("{:016x}", u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+    let digest = hash.finalize();
+    let head = digest[..8].iter().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
+    format!("{head:016x}")
 }
 
 /// A kernel of the same recipe (and name, if one is asked for).
