@@ -152,7 +152,8 @@ impl PackageManager {
         Ok(())
     }
 
-    fn ensure_known(&self, name: &str) -> Result<(), PackageError> {
+    /// Makes sure that the package can be had; root fetches the lists of packages if it is not in them.
+    pub fn ensure_known(&self, name: &str) -> Result<(), PackageError> {
         if self.candidate(name)?.is_some() {
             return Ok(());
         }

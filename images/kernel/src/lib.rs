@@ -6,12 +6,16 @@
 //! - [`store`]: the kernels kept in `$VMM_HOME/kernels`.
 //! - [`build`]: the tuned kernel, from the distribution's source package.
 //! - [`fetch`]: the distribution's own kernel, with its modules.
-//! - [`initramfs`]: what a modular kernel needs to reach its root disk.
+//! - [`modules`] and [`initramfs`]: what a modular kernel needs to reach its root disk.
 
 #![forbid(unsafe_code)]
 
 pub mod build;
 pub mod facts;
+pub mod fetch;
+mod hash;
 pub mod image;
+pub mod initramfs;
+pub mod modules;
 pub mod open;
 pub mod store;
