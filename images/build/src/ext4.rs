@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use arcbox_ext4::{FileTimestamps, FormatError, FormatOptions, Formatter};
+use arcbox_ext4::error::FormatError;
+use arcbox_ext4::{FileTimestamps, FormatOptions, Formatter};
 
 use crate::tree::{Kind, Metadata, NodeId, Timestamp, Tree};
 
@@ -67,8 +68,6 @@ pub enum Ext4Error {
 pub struct Options {
     /// Least length of the image in bytes. It grows to hold the tree and to a multiple of [`GRANULARITY`].
     pub size: u64,
-    /// Identifies the file system.
-    pub uuid: [u8; 16],
     /// Names the file system, in 16 bytes at most.
     pub label: String,
 }
@@ -81,7 +80,7 @@ pub fn write(tree: &Tree, options: &Options, image: &Path) -> Result<u64, Ext4Er
     let settings = FormatOptions {
         block_size: 4096,
         size: options.size.max(1).next_multiple_of(GRANULARITY),
-        uuid: Some(arcbox_ext4::Uuid::from_bytes(options.uuid)),
+        uuid: None,
         label: (!options.label.is_empty()).then(|| options.label.clone()),
     };
     let formatter = Formatter::with_options(image, settings).map_err(Ext4Error::Write)?;
@@ -119,8 +118,7 @@ impl Writer<'_> {
                 self.create(name, 0o10_0000, &node.metadata, None, Some(&mut reader))?;
             }
             Kind::Symlink(target) => {
-                let target =
-                    std::str::from_utf8(target).map_err(|_| Ext4Error::NotUtf8(path.to_owned()))?;
+                let target = std::str::from_utf8(target).map_err(|_| Ext4Error::NotUtf8(path.to_owned()))?;
                 self.create(name, 0o12_0000, &node.metadata, Some(target), None)?;
             }
             Kind::CharacterDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo | Kind::Socket => {
@@ -164,10 +162,13 @@ impl Writer<'_> {
 
 /// All times of a file, as ext4 has them: 32 bits of seconds, then 2 more of them under 30 of nanoseconds.
 fn timestamps(path: &str, mtime: Timestamp) -> Result<FileTimestamps, Ext4Error> {
-    let beyond = || Ext4Error::Time { path: path.into(), seconds: mtime.seconds };
+    // A signed number of 32 bits, plus 0 to 3 times 2^32.
+    const RANGE: std::ops::Range<i64> = -(1 << 31)..(1 << 31) + (3 << 32);
+    if !RANGE.contains(&mtime.seconds) {
+        return Err(Ext4Error::Time { path: path.into(), seconds: mtime.seconds });
+    }
     let low = mtime.seconds as u32;
-    let epoch = (mtime.seconds - i64::from(low as i32)) >> 32;
-    let epoch = u32::try_from(epoch).ok().filter(|&epoch| epoch < 4).ok_or_else(beyond)?;
+    let epoch = ((mtime.seconds - i64::from(low as i32)) >> 32) as u32;
     let high = mtime.nanoseconds << 2 | epoch;
     Ok(FileTimestamps {
         access_lo: low,
@@ -193,11 +194,12 @@ mod tests {
             (i64::from(i32::MAX), 0x7fff_ffff, 0),
             (1 << 31, 0x8000_0000, 1),
             (1 << 32, 0, 1),
+            ((1 << 31) + (3 << 32) - 1, 0x7fff_ffff, 3),
         ] {
             let times = timestamps("/a", Timestamp { seconds, nanoseconds: 3 }).unwrap();
             assert_eq!((times.modification_lo, times.modification_hi), (low, 3 << 2 | epoch), "{seconds}");
         }
-        for seconds in [-(1_i64 << 31) - 1, 4 << 32, i64::MAX, i64::MIN] {
+        for seconds in [-(1_i64 << 31) - 1, (1 << 31) + (3 << 32), i64::MAX, i64::MIN] {
             let error = timestamps("/a", Timestamp { seconds, nanoseconds: 0 }).err().unwrap();
             assert!(matches!(error, Ext4Error::Time { .. }));
         }
