@@ -2,12 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::SigSet;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 /// Lists the consoles in use; the last is the one behind `/dev/console`.
@@ -16,7 +17,7 @@ const ACTIVE_CONSOLES: &str = "/sys/class/tty/console/active";
 /// Gives this process `/dev/console` for its standard streams. Without one they stay as they are: the kernel
 /// hands a process 1 nothing when it finds no console.
 pub(crate) fn adopt() -> io::Result<()> {
-    let console = open(&PathBuf::from("/dev/console"))?;
+    let console = open(Path::new("/dev/console"))?;
     dup2_stdin(&console)?;
     dup2_stdout(&console)?;
     dup2_stderr(&console)?;
@@ -24,20 +25,25 @@ pub(crate) fn adopt() -> io::Result<()> {
 }
 
 /// Lets `command` run in a session of its own, with the console as its controlling terminal, so that job control
-/// and Ctrl-C work. Without a console it gets `/dev/null`.
+/// and Ctrl-C work, and with no signal blocked. Without a console it gets `/dev/null` to read from.
 pub(crate) fn attach(command: &mut Command) {
     // /dev/console itself cannot be a controlling terminal; the device behind it can.
-    let Some(terminal) = active().and_then(|path| open(&path).ok()) else {
-        command.stdin(Stdio::null());
-        return;
+    let streams = active().and_then(|path| {
+        let terminal = open(&path).ok()?;
+        Some((terminal.try_clone().ok()?, terminal.try_clone().ok()?, terminal))
+    });
+    let has_terminal = streams.is_some();
+    match streams {
+        Some((input, output, errors)) => command.stdin(input).stdout(output).stderr(errors),
+        None => command.stdin(Stdio::null()),
     };
-    let (Ok(output), Ok(errors)) = (terminal.try_clone(), terminal.try_clone()) else { return };
-    command.stdin(terminal).stdout(output).stderr(errors);
-    // SAFETY: between fork and exec the closure makes two system calls and touches no memory but its own.
+    // SAFETY: between fork and exec the closure makes three system calls and touches no memory but its own.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
+            // What PID 1 blocks to read it elsewhere would stay blocked in all that run under it.
+            SigSet::empty().thread_set_mask()?;
             setsid()?;
-            take_as_controlling_terminal(io::stdin().as_raw_fd())
+            if has_terminal { take_as_controlling_terminal(libc::STDIN_FILENO) } else { Ok(()) }
         });
     }
 }
@@ -58,7 +64,7 @@ fn last_console(active: &str) -> Option<PathBuf> {
     active.split_whitespace().next_back().map(|name| PathBuf::from("/dev").join(name))
 }
 
-fn open(path: &PathBuf) -> io::Result<File> {
+fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path)
 }
 
