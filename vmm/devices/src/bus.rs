@@ -51,26 +51,20 @@ impl Bus {
 
     /// Reads at `address`. What nobody claims reads as all ones, like a bus that nothing drives.
     pub fn read(&self, address: u64, data: &mut [u8]) {
-        match self.find(address, data.len()) {
-            Some((offset, device)) => {
-                device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
-            }
-            None => {
-                self.misses.fetch_add(1, Ordering::Relaxed);
-                data.fill(0xff);
-            }
+        if let Some((offset, device)) = self.find(address, data.len()) {
+            device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        } else {
+            self.misses.fetch_add(1, Ordering::Relaxed);
+            data.fill(0xff);
         }
     }
 
     /// Writes at `address`. What nobody claims is dropped.
     pub fn write(&self, address: u64, data: &[u8]) {
-        match self.find(address, data.len()) {
-            Some((offset, device)) => {
-                device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
-            }
-            None => {
-                self.misses.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Some((offset, device)) = self.find(address, data.len()) {
+            device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+        } else {
+            self.misses.fetch_add(1, Ordering::Relaxed);
         }
     }
 
