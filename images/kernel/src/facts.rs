@@ -109,7 +109,7 @@ impl Facts {
             evidence: Evidence::Strings,
             release: None,
             pvh_entry: None,
-            modules: has("module_blacklist="),
+            modules: has("module_blacklist"),
             kvm_guest: has("KVMKVMKVM"),
             acpi: has("acpi_osi="),
             mptable: has("update_mptable"),
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn without_one_strings_speak() {
         let content =
-            b"\0Linux version 6.1.0-1-amd64 (x)\0virtio-mmio\0virtio_mmio.device\0module_blacklist=\0";
+            b"\0Linux version 6.1.0-1-amd64 (x)\0virtio-mmio\0virtio_mmio.device\0module_blacklist\0";
         let facts = Facts::of_vmlinux(&elf(content, false));
         assert_eq!(facts.evidence, Evidence::Strings);
         assert_eq!(facts.release.as_deref(), Some("6.1.0-1-amd64"));

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::facts::Facts;
 use crate::image::{HEAD_BYTES, Image, NotAKernel, VMLINUX_BYTES_MAX};
 
 /// Counts up whenever [`Facts`] or the way they are found changes.
-const CACHE_VERSION: u32 = 1;
+const CACHE_VERSION: u32 = 2;
 
 /// No entry takes this long to write.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
@@ -263,7 +263,8 @@ fn age(path: &Path) -> Option<Duration> {
 /// Writes a file so that it is there whole or not at all.
 pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    let readable = fs::Permissions::from_mode(0o644);
+    let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(directory)?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
