@@ -52,5 +52,6 @@ fn main() -> ExitCode {
         let Err(error) = system::run();
         complain(&error);
     }
+    shutdown::drain_console();
     ExitCode::FAILURE
 }

@@ -6,15 +6,19 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::termios::tcdrain;
 use nix::sys::time::TimeSpec;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, sync};
+use nix::unistd::{ForkResult, Pid, fork, sync};
 
 use crate::report::complain;
 
 /// How long programs may take to end after they were asked to, and after they were killed.
 const GRACE: Duration = Duration::from_secs(5);
 const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// How long the last words may take to reach the terminal.
+const CONSOLE_GRACE: Duration = Duration::from_secs(2);
 
 /// How the machine ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,7 @@ pub(crate) fn run(ending: Ending) -> Errno {
     end_programs();
     sync();
     unmount_all();
+    drain_console();
     sync_and_reboot(ending)
 }
 
@@ -62,6 +67,22 @@ pub(crate) fn sync_and_reboot(ending: Ending) -> Errno {
     };
     let Err(errno) = reboot(mode);
     errno
+}
+
+/// Waits, though not for long, until the terminal has what was written to it: a machine that ends takes along what a
+/// slow line has not sent. A broken line never sends it, so that the wait is left to a child.
+pub(crate) fn drain_console() {
+    let _ = child_signal().thread_block();
+    // SAFETY: this process has one thread, and the child makes two system calls.
+    match unsafe { fork() } {
+        Ok(ForkResult::Child) => {
+            let _ = tcdrain(std::io::stdout());
+            // SAFETY: ends the child at once, without running what the parent has registered for its own end.
+            unsafe { libc::_exit(0) }
+        }
+        Ok(ForkResult::Parent { .. }) => drop(wait_for_all(CONSOLE_GRACE)),
+        Err(_) => {}
+    }
 }
 
 fn end_programs() {
@@ -87,20 +108,22 @@ fn signal_all(signal: Signal) {
 /// Reaps until no process is left; every orphan is ours. Returns whether that happened within `limit`.
 fn wait_for_all(limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
-    let mut child_signal = SigSet::empty();
-    child_signal.add(Signal::SIGCHLD);
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Err(Errno::ECHILD) => return true,
             Ok(WaitStatus::StillAlive) | Err(_) => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() || !wait_for_signal(&child_signal, left) {
+                if left.is_zero() || !wait_for_signal(&child_signal(), left) {
                     return false;
                 }
             }
             Ok(_) => {}
         }
     }
+}
+
+fn child_signal() -> SigSet {
+    [Signal::SIGCHLD].into_iter().collect()
 }
 
 /// Waits until one of `signals`, which are blocked, is pending. Returns whether one came within `limit`.
