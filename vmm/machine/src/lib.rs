@@ -1,1 +1,10 @@
-#![allow(missing_docs)]
+//! The monitor: a machine on KVM, its memory, its processors, and how a kernel is started on it.
+//!
+//! This is the only crate that sees KVM, and within it only [`kvm`] does. Devices come from `vmm_devices`
+//! and know nothing of it.
+
+pub mod kvm;
+pub mod layout;
+pub mod memory;
+pub mod probe;
+pub mod x86;

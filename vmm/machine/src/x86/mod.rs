@@ -1,0 +1,3 @@
+//! What is particular to x86: the state a processor starts in.
+
+pub mod start;
