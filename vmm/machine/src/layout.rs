@@ -26,3 +26,25 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// The smallest guest that is worth starting.
 pub const MIN_MEMORY: u64 = 32 << 20;
+/// Zero page of the 64-bit boot protocol, or PVH's start info.
+pub const BOOT_PARAMS: u64 = 0x7000;
+/// PVH's list of modules: the initrd.
+pub const PVH_MODULES: u64 = 0x7100;
+/// PVH's memory map.
+pub const PVH_MEMORY_MAP: u64 = 0x7200;
+/// The kernel's command line.
+pub const CMDLINE: u64 = 0x2_0000;
+/// MP table: the last KiB of conventional memory, one of the places where kernels look.
+pub const MP_TABLE: u64 = 0x9_fc00;
+/// End of conventional memory.
+pub const CONVENTIONAL_END: u64 = 0xa_0000;
+/// ACPI tables, where kernels look for the RSDP.
+pub const ACPI: u64 = 0xe_0000;
+/// First address for kernels.
+pub const KERNEL: u64 = 0x10_0000;
+/// First virtio-mmio device; the others follow.
+pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+/// Registers of the I/O APIC.
+pub const IO_APIC: u32 = 0xfec0_0000;
+/// Registers of the local APICs.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;

@@ -3,6 +3,8 @@
 //! This is the only crate that sees KVM, and within it only [`kvm`] does. Devices come from `vmm_devices`
 //! and know nothing of it.
 
+pub mod acpi;
+pub mod boot;
 pub mod kvm;
 pub mod layout;
 pub mod memory;
