@@ -1,0 +1,25 @@
+//! One file per command; a new one adds its file and its line here.
+
+mod kernel;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::home;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Kernel(kernel::Kernel),
+}
+
+impl Command {
+    /// Does it, and says what the process is to exit with.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Kernel(command) => command.run(&home::directory()?)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
