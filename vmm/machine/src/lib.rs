@@ -9,4 +9,5 @@ pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod probe;
+pub mod vcpus;
 pub mod x86;
