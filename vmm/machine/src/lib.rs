@@ -8,6 +8,7 @@ pub mod boot;
 pub mod kvm;
 pub mod layout;
 pub mod memory;
+pub mod mptable;
 pub mod probe;
 pub mod vcpus;
 pub mod x86;

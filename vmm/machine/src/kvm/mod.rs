@@ -1,6 +1,7 @@
 //! KVM, behind types that say only what a monitor needs. All `unsafe` of this crate that talks to KVM is
 //! here.
 
+mod state;
 mod vcpu;
 mod vm;
 

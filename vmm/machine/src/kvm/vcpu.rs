@@ -42,7 +42,7 @@ pub enum Exit<'a> {
 /// A virtual processor. It belongs to the thread that runs it.
 pub struct Vcpu {
     index: u8,
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
 }
 
 impl Vcpu {

@@ -56,6 +56,11 @@ impl Hypervisor {
         self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))
     }
 
+    /// Whether KVM's local APIC has the deadline timer.
+    pub fn has_tsc_deadline_timer(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
+    }
+
     /// How many vCPUs a machine can have at most.
     pub fn max_vcpus(&self) -> usize {
         self.kvm.get_max_vcpus()
