@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod guest_init;
 mod hint;
 mod home;
+mod size;
 
 use std::process::ExitCode;
 

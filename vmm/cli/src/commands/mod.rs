@@ -1,6 +1,7 @@
 //! One file per command; a new one adds its file and its line here.
 
 mod kernel;
+mod rootfs;
 
 use std::process::ExitCode;
 
@@ -12,6 +13,7 @@ use crate::home;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Kernel(kernel::Kernel),
+    Rootfs(rootfs::Rootfs),
 }
 
 impl Command {
@@ -19,6 +21,7 @@ impl Command {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Kernel(command) => command.run(&home::directory()?)?,
+            Self::Rootfs(command) => command.run(&home::directory()?)?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -96,12 +96,11 @@ impl Make {
     }
 
     fn busybox(&self, cache: &Path) -> anyhow::Result<Busybox> {
-        let found = match &self.busybox {
-            Some(path) => Busybox::open(path),
-            None => {
-                let search_path = env::var_os("PATH").unwrap_or_default();
-                Busybox::find(&search_path, cache, nix::unistd::geteuid().is_root())
-            }
+        let found = if let Some(path) = &self.busybox {
+            Busybox::open(path)
+        } else {
+            let search_path = env::var_os("PATH").unwrap_or_default();
+            Busybox::find(&search_path, cache, nix::unistd::geteuid().is_root())
         };
         Ok(found.map_err(|error| Hinted::new(error.hint(), error))?)
     }
