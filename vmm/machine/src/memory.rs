@@ -89,6 +89,7 @@ pub fn create(bytes: u64, backing: Backing) -> Result<Memory, MemoryError> {
         let mapping = MmapRegionBuilder::new(len as usize)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_hugetlbfs(backing == Backing::HugePages)
             .with_file_offset(FileOffset::from_arc(Arc::clone(&file), offset))
             .build()
             .map_err(|e| failed(io::Error::other(e)))?;

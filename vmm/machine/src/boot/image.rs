@@ -9,6 +9,8 @@ use linux_loader::loader::{self, KernelLoader, bzimage};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_devices::Memory;
 
+use super::mapped::Mapped;
+
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// Kernels are loaded above the first MiB, which has the tables of the machine.
 const LOWEST: GuestAddress = GuestAddress(1 << 20);
@@ -62,7 +64,14 @@ pub(super) fn load_kernel(memory: &Memory, file: &File) -> Result<Image, ImageEr
     }
     let mut file = file.try_clone().map_err(ImageError::Read)?;
     if magic == ELF_MAGIC {
-        let loaded = Elf::load(&**memory, None, &mut file, Some(LOWEST)).map_err(ImageError::Format)?;
+        // Pages of 4 KiB cannot replace parts of huge ones.
+        let loaded = if memory.iter().any(|region| region.is_hugetlbfs() == Some(true)) {
+            Elf::load(&**memory, None, &mut file, Some(LOWEST))
+        } else {
+            let mut mapped = Mapped::new(&file).map_err(ImageError::Read)?;
+            Elf::load(&**memory, None, &mut mapped, Some(LOWEST))
+        }
+        .map_err(ImageError::Format)?;
         let pvh_entry = match loaded.pvh_boot_cap {
             PvhBootCapability::PvhEntryPresent(address) => Some(address.0),
             _ => None,

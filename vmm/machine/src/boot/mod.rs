@@ -2,6 +2,7 @@
 
 mod cmdline;
 mod image;
+mod mapped;
 mod params;
 
 use std::fs::File;
