@@ -8,8 +8,16 @@
 //! is taken off its ring ([`virtio::queue`]); devices only ever see chains that lie in guest memory.
 
 pub mod bus;
+pub mod event;
+pub mod i8042;
 pub mod interrupt;
+pub mod output;
+pub mod power;
+pub mod pvpanic;
 pub mod reactor;
+pub mod rng;
+pub mod serial;
+pub mod stage;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 pub mod virtio;
