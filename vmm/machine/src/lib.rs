@@ -7,6 +7,7 @@ pub mod acpi;
 pub mod boot;
 pub mod kvm;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod mptable;
 pub mod probe;
