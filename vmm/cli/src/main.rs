@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod console;
 mod guest_init;
 mod hint;
 mod home;

@@ -1,10 +1,13 @@
 //! The serial console: a 16550A on the ports of COM1, interrupt-driven both ways.
 
 use std::collections::VecDeque;
+use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use vm_superio::Serial as Uart;
 use vm_superio::serial::NoEvents;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
 use crate::interrupt::IrqLine;
@@ -22,12 +25,19 @@ pub struct Serial {
     uart: Uart<IrqLine, NoEvents, Output>,
     /// Input that the receive FIFO has no room for yet.
     waiting: VecDeque<u8>,
+    room: Arc<EventFd>,
 }
 
 impl Serial {
     /// A port that interrupts on `line` and prints to `output`, which never blocks.
-    pub fn new(line: IrqLine, output: Output) -> Self {
-        Self { uart: Uart::new(line, output), waiting: VecDeque::new() }
+    pub fn new(line: IrqLine, output: Output) -> io::Result<Self> {
+        let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        Ok(Self { uart: Uart::new(line, output), waiting: VecDeque::new(), room })
+    }
+
+    /// Signalled when the guest has read all that waited for it.
+    pub fn room(&self) -> &Arc<EventFd> {
+        &self.room
     }
 
     /// Gives the guest something to read. Returns how much was taken: all, unless the guest has not read for long.
@@ -46,6 +56,10 @@ impl Serial {
             match self.uart.enqueue_raw_bytes(&front[..count]) {
                 Ok(0) | Err(_) => return,
                 Ok(taken) => drop(self.waiting.drain(..taken)),
+            }
+            if self.waiting.is_empty() {
+                // Fails only where nobody has listened to very many signals.
+                let _ = self.room.write(1);
             }
         }
     }
@@ -74,7 +88,7 @@ mod tests {
     use super::*;
     use crate::output;
     use std::io::Write;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
     use std::time::Duration;
 
     #[derive(Clone, Default)]
@@ -103,7 +117,7 @@ mod tests {
     fn what_the_guest_writes_reaches_the_screen_and_is_remembered() {
         let screen = Screen::default();
         let (output, thread) = output::spawn(Box::new(screen.clone())).unwrap();
-        let mut serial = Serial::new(IrqLine::new().unwrap(), output.clone());
+        let mut serial = Serial::new(IrqLine::new().unwrap(), output.clone()).unwrap();
         for byte in b"hello\r\n[    1.0] Kernel panic - not syncing: no init\r\n" {
             serial.write(DATA, &[*byte]);
         }
@@ -117,7 +131,7 @@ mod tests {
     fn input_beyond_the_fifo_waits_until_the_guest_reads() {
         let (output, thread) = output::spawn(Box::new(std::io::sink())).unwrap();
         let line = IrqLine::new().unwrap();
-        let mut serial = Serial::new(line.try_clone().unwrap(), output);
+        let mut serial = Serial::new(line.try_clone().unwrap(), output).unwrap();
         serial.write(1, &[1]); // enable the receive interrupt
         let data: Vec<u8> = (0..=255).cycle().take(1000).collect();
         assert_eq!(serial.input(&data), 1000);
@@ -127,6 +141,7 @@ mod tests {
             read_back.push(read(&mut serial, DATA));
         }
         assert_eq!(read_back, data);
+        assert!(serial.room().read().is_ok(), "nobody was told of the room");
         assert_eq!(serial.input(&vec![0; 2 * CAPACITY]), CAPACITY);
         thread.finish(Duration::from_secs(10));
     }

@@ -316,7 +316,8 @@ fn platform_devices(
         vm.bind_interrupt(line.event(), interrupt)?;
         Ok(line)
     };
-    let serial = Arc::new(Mutex::new(Serial::new(line(serial::INTERRUPT)?, output)));
+    let serial = Serial::new(line(serial::INTERRUPT)?, output).map_err(BuildError::Events)?;
+    let serial = Arc::new(Mutex::new(serial));
     buses.ports.insert(serial::PORTS, Arc::clone(&serial) as _)?;
     let (registers, button) =
         power::power(Arc::clone(sink), &line(BUTTON_INTERRUPT)?).map_err(BuildError::Events)?;

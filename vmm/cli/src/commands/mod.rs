@@ -1,5 +1,6 @@
 //! One file per command; a new one adds its file and its line here.
 
+mod boot;
 mod kernel;
 mod rootfs;
 
@@ -12,6 +13,7 @@ use crate::home;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Boot(boot::Boot),
     Kernel(kernel::Kernel),
     Rootfs(rootfs::Rootfs),
 }
@@ -20,6 +22,7 @@ impl Command {
     /// Does it, and says what the process is to exit with.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Boot(command) => return command.run(),
             Self::Kernel(command) => command.run(&home::directory()?)?,
             Self::Rootfs(command) => command.run(&home::directory()?)?,
         }
