@@ -1,5 +1,6 @@
 //! The orderly end of a guest.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -37,6 +38,15 @@ impl Ending {
         }
     }
 
+    /// What to ask the kernel for. Without ACPI a kernel can only halt, which would leave the machine running; a
+    /// restart ends a microVM just as well.
+    fn mode(self) -> RebootMode {
+        match self {
+            Self::PowerOff if Path::new("/sys/firmware/acpi").exists() => RebootMode::RB_POWER_OFF,
+            Self::PowerOff | Self::Reboot => RebootMode::RB_AUTOBOOT,
+        }
+    }
+
     /// The ending that `signal` asks PID 1 for, if any: besides [`Self::signal`], Ctrl-Alt-Del (`SIGINT`),
     /// halting (`SIGUSR1`) and a failing power supply (`SIGPWR`).
     pub(crate) fn asked_by(signal: Signal) -> Option<Self> {
@@ -51,20 +61,22 @@ impl Ending {
 /// Ends all programs, puts the disks in order and ends the machine. `SIGCHLD` has to be blocked. Comes back only
 /// if the kernel refuses.
 pub(crate) fn run(ending: Ending) -> Errno {
+    // Asked while /sys is still mounted.
+    let mode = ending.mode();
     end_programs();
     sync();
     unmount_all();
     drain_console();
-    sync_and_reboot(ending)
+    reboot_as(mode)
 }
 
 /// Writes out the disks' data and ends the machine at once. Comes back only if the kernel refuses.
 pub(crate) fn sync_and_reboot(ending: Ending) -> Errno {
     sync();
-    let mode = match ending {
-        Ending::PowerOff => RebootMode::RB_POWER_OFF,
-        Ending::Reboot => RebootMode::RB_AUTOBOOT,
-    };
+    reboot_as(ending.mode())
+}
+
+fn reboot_as(mode: RebootMode) -> Errno {
     let Err(errno) = reboot(mode);
     errno
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use nix::sys::termios::{self, SetArg, Termios};
-use vmm_devices::serial::Serial;
+use vmm_devices::input::ConsoleInput;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -54,10 +54,10 @@ fn restore() {
     }
 }
 
-/// Feeds standard input to the guest's serial console, in the machine's event loop. It takes no more than the guest
+/// Feeds standard input to the guest's console, in the machine's event loop. It takes no more than the guest
 /// has room for, so that a pipe is read as fast as the guest reads.
 pub(crate) struct Input {
-    serial: Arc<Mutex<Serial>>,
+    guest: Arc<dyn ConsoleInput>,
     room: Arc<EventFd>,
     terminal: bool,
     /// Read, but not taken by the guest yet.
@@ -68,9 +68,9 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    pub(crate) fn new(serial: &Arc<Mutex<Serial>>, terminal: bool) -> Self {
-        let room = Arc::clone(serial.lock().unwrap_or_else(PoisonError::into_inner).room());
-        Self { serial: Arc::clone(serial), room, terminal, pending: Vec::new(), watching: false, done: false }
+    pub(crate) fn new(guest: &Arc<impl ConsoleInput + 'static>, terminal: bool) -> Self {
+        let (room, guest) = (guest.room(), Arc::clone(guest) as Arc<dyn ConsoleInput>);
+        Self { guest, room, terminal, pending: Vec::new(), watching: false, done: false }
     }
 
     /// Reads once and hands on what was read.
@@ -89,9 +89,7 @@ impl Input {
                 restore();
             }
         }
-        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = serial.input(&self.pending);
-        drop(serial);
+        let taken = self.guest.input(&self.pending);
         self.pending.drain(..taken);
     }
 

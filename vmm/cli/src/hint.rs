@@ -12,13 +12,13 @@ pub(crate) struct Hinted {
 
 impl Hinted {
     /// Adds advice, if there is any, to an error.
-    pub(crate) fn new(hint: Option<String>, error: impl Error + Send + Sync + 'static) -> Self {
-        Self { hint, error: Box::new(error) }
+    pub(crate) fn new(hint: Option<String>, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { hint, error: error.into() }
     }
 
-    /// The advice.
-    pub(crate) fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
+    /// The advice that comes with an error or one of its causes.
+    pub(crate) fn of(error: &anyhow::Error) -> Option<&str> {
+        error.chain().find_map(|cause| cause.downcast_ref::<Self>())?.hint.as_deref()
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod commands;
 mod console;
+mod duration;
 mod guest_init;
 mod hint;
 mod home;
@@ -48,8 +49,7 @@ fn main() -> ExitCode {
 /// Prints an error with its causes on one line, and what to do about it on the next.
 fn report(error: &anyhow::Error) {
     eprintln!("vmm: {error:#}");
-    if let Some(hint) = error.chain().find_map(|cause| cause.downcast_ref::<Hinted>()).and_then(Hinted::hint)
-    {
+    if let Some(hint) = Hinted::of(error) {
         eprintln!("hint: {hint}");
     }
 }

@@ -18,6 +18,7 @@ use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use vmm_devices::virtio::mmio::REGION_SIZE;
 
+use crate::description::Range;
 use crate::layout;
 
 const OEM: [u8; 6] = *b"VMM   ";
@@ -30,7 +31,7 @@ const BOOT_ARCH: u16 = (1 << 2) | (1 << 5);
 
 /// What the tables describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Description {
+pub struct Hardware {
     /// Number of processors.
     pub cpus: u8,
     /// Address and interrupt of each virtio-mmio device.
@@ -62,10 +63,10 @@ pub struct Power {
     pub sleep_type_s5: u8,
 }
 
-/// Writes the tables. Returns the address of the RSDP.
-pub fn write(memory: &GuestMemoryMmap, description: &Description) -> Result<u64, GuestMemoryError> {
-    let dsdt = dsdt(description);
-    let madt = bytes(&madt(description.cpus));
+/// Writes the tables. Returns where each is, the RSDP first.
+pub fn write(memory: &GuestMemoryMmap, hardware: &Hardware) -> Result<Vec<Range>, GuestMemoryError> {
+    let dsdt = dsdt(hardware);
+    let madt = bytes(&madt(hardware.cpus));
     let rsdp_at = layout::ACPI;
     let xsdt_at = (rsdp_at + Rsdp::len() as u64).next_multiple_of(16);
     // Header and two entries.
@@ -77,16 +78,18 @@ pub fn write(memory: &GuestMemoryMmap, description: &Description) -> Result<u64,
     xsdt.add_entry(fadt_at);
     xsdt.add_entry(madt_at);
     let tables = [
-        (rsdp_at, bytes(&Rsdp::new(OEM, xsdt_at))),
-        (xsdt_at, bytes(&xsdt)),
-        (fadt_at, fadt(&description.power, dsdt_at)),
-        (madt_at, madt),
-        (dsdt_at, dsdt.as_slice().to_vec()),
+        ("RSDP", rsdp_at, bytes(&Rsdp::new(OEM, xsdt_at))),
+        ("XSDT", xsdt_at, bytes(&xsdt)),
+        ("FADT", fadt_at, fadt(&hardware.power, dsdt_at)),
+        ("MADT", madt_at, madt),
+        ("DSDT", dsdt_at, dsdt.as_slice().to_vec()),
     ];
-    for (address, table) in tables {
+    let mut written = Vec::with_capacity(tables.len());
+    for (name, address, table) in tables {
         memory.write_slice(&table, GuestAddress(address))?;
+        written.push(Range::new(format!("ACPI {name}"), address, table.len() as u64));
     }
-    Ok(rsdp_at)
+    Ok(written)
 }
 
 fn bytes(table: &dyn Aml) -> Vec<u8> {
@@ -124,20 +127,20 @@ fn madt(cpus: u8) -> MADT {
     madt
 }
 
-fn dsdt(description: &Description) -> Sdt {
+fn dsdt(hardware: &Hardware) -> Sdt {
     let mut sdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     let mut sink = SdtSink(&mut sdt);
-    for cpu in 0..description.cpus {
+    for cpu in 0..hardware.cpus {
         processor(&mut sink, cpu);
     }
-    for (i, &(address, interrupt)) in description.virtio.iter().enumerate() {
+    for (i, &(address, interrupt)) in hardware.virtio.iter().enumerate() {
         virtio(&mut sink, i, address, interrupt);
     }
-    if let Some((port, interrupt)) = description.serial {
+    if let Some((port, interrupt)) = hardware.serial {
         serial(&mut sink, port, interrupt);
     }
-    pvpanic(&mut sink, description.panic_port);
-    power(&mut sink, &description.power);
+    pvpanic(&mut sink, hardware.panic_port);
+    power(&mut sink, &hardware.power);
     sdt.update_checksum();
     sdt
 }
@@ -254,8 +257,8 @@ fn power(sink: &mut dyn AmlSink, power: &Power) {
 mod tests {
     use super::*;
 
-    fn description() -> Description {
-        Description {
+    fn hardware() -> Hardware {
+        Hardware {
             cpus: 2,
             virtio: vec![(layout::VIRTIO_MMIO, 6), (layout::VIRTIO_MMIO + 0x1000, 7)],
             serial: Some((0x3f8, 4)),
@@ -287,12 +290,12 @@ mod tests {
     #[test]
     fn the_tables_lead_to_each_other_and_fit() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        let full = Description {
+        let full = Hardware {
             cpus: 32,
             virtio: (0..17).map(|i| (layout::VIRTIO_MMIO + i * 0x1000, 6)).collect(),
-            ..description()
+            ..hardware()
         };
-        let rsdp = write(&memory, &full).unwrap();
+        let rsdp = write(&memory, &full).unwrap()[0].start;
         let mut signature = [0; 8];
         memory.read_slice(&mut signature, GuestAddress(rsdp)).unwrap();
         assert_eq!(&signature, b"RSD PTR ");
@@ -311,7 +314,7 @@ mod tests {
 
     #[test]
     fn the_dsdt_names_every_device() {
-        let dsdt = dsdt(&description());
+        let dsdt = dsdt(&hardware());
         let text = String::from_utf8_lossy(dsdt.as_slice()).into_owned();
         for name in ["C000", "C001", "V000", "V001", "COM1", "PEVT", "PWRB", "GED_", "_S5_"] {
             assert!(text.contains(name), "{name}");

@@ -12,6 +12,8 @@
 //! | `0xc000_0000` | `0x1_0000_0000` | no memory: devices |
 //! | `0x1_0000_0000` | | the rest of memory |
 
+/// A page.
+pub const PAGE: u64 = 4096;
 /// Global descriptor table of the boot processor.
 pub const GDT: u64 = 0x500;
 /// Page tables: one page each for the top level, the second, and the third, which maps the first GiB.

@@ -5,11 +5,14 @@
 
 pub mod acpi;
 pub mod boot;
+pub mod description;
 pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod mptable;
+mod placement;
 pub mod probe;
+pub mod timeline;
 pub mod vcpus;
 pub mod x86;

@@ -5,6 +5,7 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use crate::description::Range;
 use crate::layout;
 
 const SPECIFICATION: u8 = 4;
@@ -31,10 +32,10 @@ const ISA: u8 = 0;
 const EVERY_LOCAL_APIC: u8 = 0xff;
 
 /// Writes the table for `cpus` processors, whose local APIC ids count from 0.
-pub fn write(memory: &GuestMemoryMmap, cpus: u8) -> Result<(), GuestMemoryError> {
-    let pointer = floating_pointer(layout::MP_TABLE + 16);
-    memory.write_slice(&pointer, GuestAddress(layout::MP_TABLE))?;
-    memory.write_slice(&table(cpus), GuestAddress(layout::MP_TABLE + 16))
+pub fn write(memory: &GuestMemoryMmap, cpus: u8) -> Result<Range, GuestMemoryError> {
+    let table = [floating_pointer(layout::MP_TABLE + 16).to_vec(), table(cpus)].concat();
+    memory.write_slice(&table, GuestAddress(layout::MP_TABLE))?;
+    Ok(Range::new("MP table", layout::MP_TABLE, table.len() as u64))
 }
 
 fn floating_pointer(table: u64) -> [u8; 16] {

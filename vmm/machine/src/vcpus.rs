@@ -97,10 +97,12 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Gives every vCPU a thread and lets them go together. `crashed` hears of a vCPU that stops by itself.
+    /// Gives every vCPU a thread and lets them go together. `started` hears of that moment, `crashed` of a vCPU
+    /// that stops by itself.
     pub fn start(
         vcpus: Vec<Vcpu>,
         buses: &Arc<Buses>,
+        started: impl FnOnce(),
         crashed: impl Fn(Crash) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
@@ -125,6 +127,7 @@ impl Vcpus {
             threads.push((kicker, thread));
             starters.push(starter);
         }
+        started();
         for starter in starters {
             // The thread waits for nothing else.
             let _ = starter.send(());

@@ -3,6 +3,7 @@
 pub mod mmio;
 pub mod queue;
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,17 @@ pub enum DeviceKind {
     Balloon = 5,
 }
 
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Block => "block",
+            Self::Console => "console",
+            Self::Rng => "rng",
+            Self::Balloon => "balloon",
+        })
+    }
+}
+
 /// What a device gets when its driver is ready (virtio 1.2, 3.1.1, step 8).
 pub struct Activation {
     /// Guest memory.
@@ -52,7 +64,7 @@ pub struct Activation {
 
 /// The device could not start working.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot activate {kind:?} device")]
+#[error("cannot activate virtio-{kind} device")]
 pub struct ActivateError {
     /// Which device.
     pub kind: DeviceKind,

@@ -32,6 +32,12 @@ pub fn command_line(text: &str) -> Result<Cmdline, CmdlineError> {
     Cmdline::try_from(text, MAX).map_err(|_| CmdlineError::Characters)
 }
 
+/// Adds a word for the kernel to a command line, ahead of what is meant for init.
+pub fn insert_word(text: &mut String, word: &str) {
+    let at = text.find(" -- ").unwrap_or(text.len());
+    text.insert_str(at, &format!(" {word}"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +54,15 @@ mod tests {
     fn arguments_of_init_come_last() {
         let line = command_line("quiet -- sh -c ls").unwrap();
         assert_eq!(line.as_cstring().unwrap().to_str().unwrap(), "quiet -- sh -c ls");
+    }
+
+    #[test]
+    fn words_for_the_kernel_come_before_those_for_init() {
+        let mut text = String::from("quiet -- sh -c ls");
+        insert_word(&mut text, "virtio_mmio.device=4096@0xd0000000:6");
+        assert_eq!(text, "quiet virtio_mmio.device=4096@0xd0000000:6 -- sh -c ls");
+        let mut text = String::from("quiet");
+        insert_word(&mut text, "ro");
+        assert_eq!(text, "quiet ro");
     }
 }

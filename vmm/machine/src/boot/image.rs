@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_devices::Memory;
 
 use super::mapped::Mapped;
+use crate::layout;
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// Kernels are loaded above the first MiB, which has the tables of the machine.
@@ -18,7 +19,6 @@ const LOWEST: GuestAddress = GuestAddress(1 << 20);
 const BZIMAGE_ENTRY_64: u64 = 0x200;
 /// The highest address an initrd may end at, so that every kernel reaches it (`initrd_addr_max`).
 const INITRD_LIMIT: u64 = 0x8000_0000;
-const PAGE: u64 = 4096;
 
 /// An image cannot be put into guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +101,7 @@ pub(super) fn load_initrd(memory: &Memory, file: &File, kernel_end: u64) -> Resu
     let size = file.metadata().map_err(ImageError::Read)?.len();
     let top = low_memory(memory).min(INITRD_LIMIT);
     let no_room = ImageError::Memory { needed: size, available: top.saturating_sub(kernel_end) };
-    let Some(address) = top.checked_sub(size).map(|address| address & !(PAGE - 1)) else {
+    let Some(address) = top.checked_sub(size).map(|address| address & !(layout::PAGE - 1)) else {
         return Err(no_room);
     };
     if address < kernel_end {

@@ -9,16 +9,21 @@ use std::fs::File;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use linux_loader::cmdline::Cmdline;
+use serde::Serialize;
 use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 use vmm_devices::Memory;
 
-pub use cmdline::{CmdlineError, command_line};
+pub use cmdline::{CmdlineError, command_line, insert_word};
 pub use image::{Image, ImageError};
+pub(crate) use params::{memory_map, memory_type};
 
+use crate::description::Range;
+use crate::layout;
 use crate::x86::start;
 
 /// How a kernel is entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// PVH: 32-bit protected mode, `ebx` points to the start info (Xen `docs/misc/pvh.pandoc`).
     Pvh,
@@ -58,7 +63,16 @@ pub enum BootError {
     Params(#[source] params::ParamsError),
 }
 
-/// A kernel in memory, ready to be entered.
+/// A kernel in memory, and all that it needs.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Where to enter it.
+    pub entry: Entry,
+    /// What was put where.
+    pub contents: Vec<Range>,
+}
+
+/// Where a kernel is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// In which way.
@@ -68,7 +82,7 @@ pub struct Entry {
 }
 
 /// Loads kernel, initrd, command line and boot parameters.
-pub fn load(memory: &Memory, source: &Source) -> Result<Entry, BootError> {
+pub fn load(memory: &Memory, source: &Source) -> Result<Loaded, BootError> {
     let image = image::load_kernel(memory, source.kernel).map_err(BootError::Kernel)?;
     let (protocol, address) = match (source.protocol, image.pvh_entry) {
         (None | Some(Protocol::Pvh), Some(entry)) => (Protocol::Pvh, entry),
@@ -86,7 +100,17 @@ pub fn load(memory: &Memory, source: &Source) -> Result<Entry, BootError> {
         }
     }
     .map_err(BootError::Params)?;
-    Ok(Entry { protocol, address })
+    let mut contents = vec![
+        Range::new("boot parameters", layout::BOOT_PARAMS, layout::PAGE),
+        Range::new(
+            "command line",
+            layout::CMDLINE,
+            source.cmdline.as_cstring().map_or(0, |line| line.count_bytes() as u64 + 1),
+        ),
+        Range { what: "kernel".into(), start: image.entry & !(layout::PAGE - 1), end: image.end },
+    ];
+    contents.extend(initrd.map(|(address, len)| Range::new("initrd", address, len)));
+    Ok(Loaded { entry: Entry { protocol, address }, contents })
 }
 
 impl Entry {
@@ -100,11 +124,11 @@ impl Entry {
         match self.protocol {
             Protocol::Pvh => {
                 start::protected_mode(memory, sregs)?;
-                regs.rbx = crate::layout::BOOT_PARAMS;
+                regs.rbx = layout::BOOT_PARAMS;
             }
             Protocol::Linux64 => {
                 start::long_mode(memory, sregs)?;
-                regs.rsi = crate::layout::BOOT_PARAMS;
+                regs.rsi = layout::BOOT_PARAMS;
             }
         }
         Ok(regs)

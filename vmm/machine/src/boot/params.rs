@@ -37,7 +37,7 @@ const KERNEL_ALIGNMENT: u32 = 0x0100_0000;
 const PVH_MAGIC: u32 = 0x336e_c578;
 
 /// Address, length and type of each piece of the address space below the holes.
-pub(super) fn memory_map(memory: &Memory) -> Vec<(u64, u64, u32)> {
+pub(crate) fn memory_map(memory: &Memory) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::MP_TABLE, RAM),
         (layout::MP_TABLE, layout::CONVENTIONAL_END - layout::MP_TABLE, RESERVED),
@@ -49,6 +49,11 @@ pub(super) fn memory_map(memory: &Memory) -> Vec<(u64, u64, u32)> {
         map.push((start, end - start, RAM));
     }
     map
+}
+
+/// What a memory type is called.
+pub(crate) fn memory_type(kind: u32) -> &'static str {
+    if kind == RAM { "memory" } else { "reserved" }
 }
 
 /// Writes command line and zero page for the 64-bit protocol.
