@@ -10,6 +10,7 @@
 pub mod bus;
 pub mod event;
 pub mod i8042;
+pub mod input;
 pub mod interrupt;
 pub mod output;
 pub mod power;

@@ -2,14 +2,17 @@
 //! slow terminal, and a memory of the last lines.
 //!
 //! A thread, because a terminal shared with a shell must not be made non-blocking, and a blocking write may block
-//! even where `poll` promised that it would not. What comes faster than it can be written waits in a buffer; what
-//! does not fit there is lost, as on a serial line, and counted in the output.
+//! even where `poll` promised that it would not. What comes faster than it can be written waits in a buffer. Of a
+//! device that cannot wait, what does not fit there is lost, as on a serial line, and counted in the output
+//! ([`Write`]); a device that can offers it again when there is room ([`Output::offer`]).
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Bytes that may wait for the terminal.
 const CAPACITY: usize = 256 << 10;
@@ -25,14 +28,29 @@ struct State {
     waiting: VecDeque<u8>,
     lost: u64,
     tail: VecDeque<u8>,
+    /// Somebody was refused, and waits for room.
+    refused: bool,
     closed: bool,
     finished: bool,
 }
 
-#[derive(Default)]
+impl State {
+    /// How much of `data` fits.
+    fn room_for(&self, data: &[u8]) -> usize {
+        data.len().min(CAPACITY - self.waiting.len().min(CAPACITY))
+    }
+
+    fn remember(&mut self, data: &[u8]) {
+        self.tail.extend(data);
+        let excess = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..excess);
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    room: EventFd,
 }
 
 impl Shared {
@@ -53,7 +71,8 @@ pub struct OutputThread {
 
 /// Starts the thread that writes to `sink`.
 pub fn spawn(sink: Box<dyn Write + Send>) -> io::Result<(Output, OutputThread)> {
-    let shared = Arc::<Shared>::default();
+    let room = EventFd::new(EFD_NONBLOCK)?;
+    let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), room });
     let worker = Arc::clone(&shared);
     let thread = std::thread::Builder::new()
         .name("console".into())
@@ -75,6 +94,10 @@ fn pump(shared: &Shared, mut sink: Box<dyn Write + Send>) {
         }
         let chunk = std::mem::take(&mut state.waiting);
         let lost = std::mem::take(&mut state.lost);
+        if std::mem::take(&mut state.refused) {
+            // Fails only where nobody has listened to very many signals.
+            let _ = shared.room.write(1);
+        }
         drop(state);
         let (first, second) = chunk.as_slices();
         let mut written = sink.write_all(first).and_then(|()| sink.write_all(second));
@@ -89,6 +112,24 @@ fn pump(shared: &Shared, mut sink: Box<dyn Write + Send>) {
 }
 
 impl Output {
+    /// Takes as much of `data` as there is room for, and returns how much. Where that is not all,
+    /// [`room`](Self::room) is signalled when it is worth trying again.
+    pub fn offer(&self, data: &[u8]) -> usize {
+        let mut state = self.0.lock();
+        let taken = state.room_for(data);
+        state.refused |= taken < data.len();
+        state.waiting.extend(&data[..taken]);
+        state.remember(&data[..taken]);
+        self.0.changed.notify_all();
+        taken
+    }
+
+    /// Signalled when there is room again after [`offer`](Self::offer) did not take everything. All clones share
+    /// it, so only one device of an output can wait for it.
+    pub fn room(&self) -> &EventFd {
+        &self.0.room
+    }
+
     /// The last lines that the guest printed, without colours or carriage returns.
     pub fn last_lines(&self, count: usize) -> Vec<String> {
         let tail: Vec<u8> = self.0.lock().tail.iter().copied().collect();
@@ -107,13 +148,10 @@ impl Output {
 impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let mut state = self.0.lock();
-        let room = CAPACITY - state.waiting.len().min(CAPACITY);
-        let (kept, lost) = data.split_at(data.len().min(room));
+        let (kept, lost) = data.split_at(state.room_for(data));
         state.waiting.extend(kept);
         state.lost += lost.len() as u64;
-        state.tail.extend(data);
-        let excess = state.tail.len().saturating_sub(TAIL);
-        state.tail.drain(..excess);
+        state.remember(data);
         self.0.changed.notify_all();
         Ok(data.len())
     }

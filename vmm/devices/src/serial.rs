@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_superio::Serial as Uart;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
+use crate::input::ConsoleInput;
 use crate::interrupt::IrqLine;
 use crate::output::Output;
 
@@ -35,13 +36,7 @@ impl Serial {
         Ok(Self { uart: Uart::new(line, output), waiting: VecDeque::new(), room })
     }
 
-    /// Signalled when the guest has read all that waited for it.
-    pub fn room(&self) -> &Arc<EventFd> {
-        &self.room
-    }
-
-    /// Gives the guest something to read. Returns how much was taken: all, unless the guest has not read for long.
-    pub fn input(&mut self, data: &[u8]) -> usize {
+    fn input(&mut self, data: &[u8]) -> usize {
         let taken = data.len().min(CAPACITY - self.waiting.len().min(CAPACITY));
         self.waiting.extend(&data[..taken]);
         self.refill();
@@ -62,6 +57,17 @@ impl Serial {
                 let _ = self.room.write(1);
             }
         }
+    }
+}
+
+/// As it is shared between the bus and whoever types.
+impl ConsoleInput for Mutex<Serial> {
+    fn input(&self, data: &[u8]) -> usize {
+        self.lock().unwrap_or_else(PoisonError::into_inner).input(data)
+    }
+
+    fn room(&self) -> Arc<EventFd> {
+        Arc::clone(&self.lock().unwrap_or_else(PoisonError::into_inner).room)
     }
 }
 
@@ -88,7 +94,6 @@ mod tests {
     use super::*;
     use crate::output;
     use std::io::Write;
-    use std::sync::Mutex;
     use std::time::Duration;
 
     #[derive(Clone, Default)]
@@ -141,7 +146,7 @@ mod tests {
             read_back.push(read(&mut serial, DATA));
         }
         assert_eq!(read_back, data);
-        assert!(serial.room().read().is_ok(), "nobody was told of the room");
+        assert!(serial.room.read().is_ok(), "nobody was told of the room");
         assert_eq!(serial.input(&vec![0; 2 * CAPACITY]), CAPACITY);
         thread.finish(Duration::from_secs(10));
     }
