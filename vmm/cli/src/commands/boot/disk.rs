@@ -4,6 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Arc, Once};
+
+use vmm_devices::block::{Block, FaultSink, OpenError, Options};
 
 /// The longest serial number (virtio 1.2, 5.2.6: `VIRTIO_BLK_T_GET_ID`).
 const SERIAL_MAX: usize = 20;
@@ -14,6 +17,26 @@ pub(super) struct DiskSpec {
     pub(super) path: PathBuf,
     pub(super) read_only: bool,
     pub(super) serial: Option<String>,
+}
+
+impl DiskSpec {
+    /// Opens and locks the disk. The first request that fails on the host is told on the terminal.
+    pub(super) fn open(&self) -> Result<Block, OpenError> {
+        let (path, told) = (self.path.clone(), Once::new());
+        let faults: FaultSink = Arc::new(move |fault| {
+            told.call_once(|| {
+                let (path, error) = (path.display(), &fault.error);
+                eprintln!("vmm: disk {path}: {fault}: {error}; the guest is told of I/O errors\r");
+            });
+        });
+        let options = Options {
+            read_only: self.read_only,
+            serial: self.serial.clone(),
+            faults: Some(faults),
+            ..Options::default()
+        };
+        Block::open(&self.path, options)
+    }
 }
 
 impl FromStr for DiskSpec {

@@ -48,6 +48,7 @@ Examples:
   vmm boot --kernel vmlinux --rootfs root.ext4 --disk data.img,serial=data
   vmm boot --kernel /boot/vmlinuz --initrd initrd.img --cpus 4 --memory 2G
   vmm boot --rootfs root.erofs --boot-timer --cmdline '-- uname -a'")]
+#[allow(clippy::struct_field_names, reason = "a field is named as its flag is")]
 pub(crate) struct Boot {
     /// An ELF vmlinux or a bzImage, or the name of one of `vmm kernel ls` [default: its default].
     #[arg(long, value_name = "PATH|NAME")]
@@ -203,6 +204,9 @@ impl Boot {
 
     fn config(&self, plan: &Plan, output: &Output, timeline: &Timeline) -> anyhow::Result<Config> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        for disk in &plan.disks {
+            devices.push(Box::new(disk.open().map_err(|error| Hinted::new(error.hint(), error))?));
+        }
         devices.push(Box::new(Rng));
         Ok(Config {
             cpus: self.cpus,

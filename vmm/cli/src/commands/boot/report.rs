@@ -112,7 +112,7 @@ impl Record {
                     .push_str(": its time was up");
             }
             Some(Why::Signal(signal)) if record.outcome == "stopped" => {
-                record.status = SIGNALLED + signal as u8
+                record.status = SIGNALLED + signal as u8;
             }
             _ => {}
         }
