@@ -64,7 +64,8 @@ pub(super) trait Engine: Send {
     /// The buffers of `operation`, and what they point to, stay valid until its completion was taken.
     unsafe fn submit(&mut self, token: u16, operation: Operation) -> io::Result<()>;
 
-    /// Starts what was submitted.
+    /// Starts what was submitted. The caller takes completions afterwards: there is no event for what completes
+    /// at once.
     fn start(&mut self) -> io::Result<()>;
 
     /// Takes one completion, if there is one.

@@ -69,6 +69,21 @@ fn reads_into_scattered_buffers() {
 }
 
 #[test]
+fn data_that_is_not_in_the_page_cache_arrives_too() {
+    use std::os::fd::AsRawFd;
+    for engine in ENGINES {
+        let file = image();
+        file.as_file().sync_all().unwrap();
+        // SAFETY: takes no memory.
+        let dropped = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        assert_eq!(dropped, 0);
+        let mut harness = harness(&file, engine);
+        let (data, status) = request(&mut harness, &[&header(kind::IN, 0)], &[4096, 1]);
+        assert_eq!((status, &data[..]), (0, &content()[..4096]));
+    }
+}
+
+#[test]
 fn writes_reach_the_file_and_nothing_else_changes() {
     for engine in ENGINES {
         let file = image();

@@ -30,8 +30,7 @@ impl Uring {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        // What completes at once, as reads from the page cache do, is taken without an event.
-        ring.submitter().register_eventfd_async(event.as_raw_fd())?;
+        ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Self { ring, file, event })
     }
 }
@@ -63,13 +62,17 @@ impl Engine for Uring {
     }
 
     fn start(&mut self) -> io::Result<()> {
-        loop {
+        // What completes at once, as reads from the page cache do, is taken right after this call: no event for it.
+        self.ring.completion().disable_eventfd();
+        let started = loop {
             match self.ring.submit() {
-                Ok(_) => return Ok(()),
+                Ok(_) => break Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => break Err(error),
             }
-        }
+        };
+        self.ring.completion().enable_eventfd();
+        started
     }
 
     fn completed(&mut self) -> Option<Completion> {
