@@ -2,14 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::SigSet;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setpgid, setsid, tcsetpgrp};
 
 /// Lists the consoles in use; the last is the one behind `/dev/console`.
 const ACTIVE_CONSOLES: &str = "/sys/class/tty/console/active";
@@ -24,33 +24,47 @@ pub(crate) fn adopt() -> io::Result<()> {
     Ok(())
 }
 
-/// Lets `command` run in a session of its own, with the console as its controlling terminal, so that job control
-/// and Ctrl-C work, and with no signal blocked. Without a console it gets `/dev/null` to read from.
-pub(crate) fn attach(command: &mut Command) {
+/// Makes this process the leader of a session whose terminal is the console. PID 1 leads it, not the command that it
+/// runs: when a leader ends, the terminal hangs up, and what it has not sent yet is lost.
+pub(crate) fn lead_session() -> io::Result<()> {
+    // Refused only to a process that leads one already.
+    let _ = setsid();
     // /dev/console itself cannot be a controlling terminal; the device behind it can.
+    match active() {
+        Some(path) => take_as_controlling_terminal(&open(&path)?),
+        None => Ok(()),
+    }
+}
+
+/// Lets `command` run on the console, in the terminal's foreground, so that job control and Ctrl-C work, and with no
+/// signal blocked. Without a console it gets `/dev/null` to read from.
+pub(crate) fn attach(command: &mut Command) {
     let streams = active().and_then(|path| {
         let terminal = open(&path).ok()?;
         Some((terminal.try_clone().ok()?, terminal.try_clone().ok()?, terminal))
     });
-    let has_terminal = streams.is_some();
     match streams {
         Some((input, output, errors)) => command.stdin(input).stdout(output).stderr(errors),
         None => command.stdin(Stdio::null()),
     };
-    // SAFETY: between fork and exec the closure makes three system calls and touches no memory but its own.
+    // SAFETY: between fork and exec the closure makes a few system calls and touches no memory but its own.
     unsafe {
         command.pre_exec(move || {
+            // A process in the background is stopped when it takes the foreground, unless it blocks this.
+            SigSet::from(Signal::SIGTTOU).thread_block()?;
+            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            // Without a terminal there is no foreground.
+            let _ = tcsetpgrp(io::stdin(), Pid::this());
             // What PID 1 blocks to read it elsewhere would stay blocked in all that run under it.
             SigSet::empty().thread_set_mask()?;
-            setsid()?;
-            if has_terminal { take_as_controlling_terminal(libc::STDIN_FILENO) } else { Ok(()) }
+            Ok(())
         });
     }
 }
 
-fn take_as_controlling_terminal(terminal: RawFd) -> io::Result<()> {
+fn take_as_controlling_terminal(terminal: &File) -> io::Result<()> {
     // SAFETY: TIOCSCTTY takes a number, no memory.
-    match unsafe { libc::ioctl(terminal, libc::TIOCSCTTY, 0) } {
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

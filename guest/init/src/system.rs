@@ -86,6 +86,9 @@ pub(crate) fn run() -> Result<Infallible, SystemError> {
         complain(&format_args!("cannot open /dev/console: {error}"));
     }
     mounts::mount_late();
+    if let Err(error) = console::lead_session() {
+        complain(&format_args!("cannot take the console as terminal: {error}"));
+    }
     set_host_name();
     if let Err(errno) = loopback::bring_up() {
         complain(&format_args!("cannot bring lo up: {}", errno.desc()));
@@ -174,7 +177,7 @@ fn supervise(child: Pid, signals: &SignalFd) -> Result<Ending, SystemError> {
                 }
                 Ok(signal) => match Ending::asked_by(signal) {
                     Some(ending) => return Ok(ending),
-                    // The command leads its session and so its group. It may be gone already.
+                    // The command leads its group. It may be gone already.
                     None => drop(killpg(child, signal)),
                 },
                 Err(_) => {}

@@ -138,6 +138,11 @@ impl Output {
         lines[lines.len().saturating_sub(count)..].iter().map(|&line| line.to_owned()).collect()
     }
 
+    /// Whether the guest has printed something, and no end of the line after it.
+    pub fn is_mid_line(&self) -> bool {
+        self.0.lock().tail.back().is_some_and(|&byte| byte != b'\n')
+    }
+
     /// Why the guest's kernel says that it panicked, if it says so.
     pub fn panic_message(&self) -> Option<String> {
         let lines = self.last_lines(usize::MAX);

@@ -123,7 +123,10 @@ mod tests {
         let screen = Screen::default();
         let (output, thread) = output::spawn(Box::new(screen.clone())).unwrap();
         let mut serial = Serial::new(IrqLine::new().unwrap(), output.clone()).unwrap();
-        for byte in b"hello\r\n[    1.0] Kernel panic - not syncing: no init\r\n" {
+        assert!(!output.is_mid_line());
+        serial.write(DATA, b"h");
+        assert!(output.is_mid_line());
+        for byte in b"ello\r\n[    1.0] Kernel panic - not syncing: no init\r\n" {
             serial.write(DATA, &[*byte]);
         }
         thread.finish(Duration::from_secs(10));

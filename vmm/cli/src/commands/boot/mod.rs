@@ -197,6 +197,10 @@ impl Boot {
         let ran = machine.run();
         output_thread.finish(LAST_OUTPUT);
         drop(terminal);
+        if output.is_mid_line() {
+            // What follows is ours.
+            eprintln!();
+        }
         let outcome = ran.context("the machine stopped")?;
         let console = (plan.console != Console::None).then_some(&output);
         Ok(Some(Record::of_guest(&outcome, why.get().copied(), console, timeline)))
