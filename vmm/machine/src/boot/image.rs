@@ -29,6 +29,12 @@ pub enum ImageError {
     /// The loader refused it.
     #[error("it is not a kernel this machine can start")]
     Format(#[source] loader::Error),
+    /// It would be entered where it is not.
+    #[error("its entry point {entry:#x} lies outside of it")]
+    Entry {
+        /// The address.
+        entry: u64,
+    },
     /// It does not fit.
     #[error("it needs {needed} bytes of guest memory where {available} are free")]
     Memory {
@@ -76,6 +82,12 @@ pub(super) fn load_kernel(memory: &Memory, file: &File) -> Result<Image, ImageEr
             PvhBootCapability::PvhEntryPresent(address) => Some(address.0),
             _ => None,
         };
+        // A file need not have anything to load, and may name any address.
+        for entry in [Some(loaded.kernel_load.0), pvh_entry].into_iter().flatten() {
+            if !(LOWEST.0..loaded.kernel_end).contains(&entry) {
+                return Err(ImageError::Entry { entry });
+            }
+        }
         return Ok(Image {
             entry: loaded.kernel_load.0,
             pvh_entry,
@@ -118,4 +130,25 @@ pub(super) fn load_initrd(memory: &Memory, file: &File, kernel_end: u64) -> Resu
 /// Bytes of memory from address 0 up to the first hole.
 fn low_memory(memory: &Memory) -> u64 {
     memory.find_region(GuestAddress(0)).map_or(0, GuestMemoryRegion::len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Backing, create};
+    use std::io::Write;
+
+    #[test]
+    fn a_kernel_that_would_be_entered_where_it_is_not_is_refused() {
+        // An ELF header for x86-64, entry point and all, with nothing to load.
+        let mut header = [0; 64];
+        header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        header[24..32].copy_from_slice(&0x20_0000u64.to_le_bytes());
+        header[32] = 64;
+        header[54] = 56;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&header).unwrap();
+        let loaded = load_kernel(&create(64 << 20, Backing::Pages).unwrap(), &file);
+        assert!(matches!(loaded, Err(ImageError::Entry { entry: 0x20_0000 })), "{loaded:?}");
+    }
 }
