@@ -9,7 +9,10 @@
 
 pub mod block;
 pub mod bus;
+pub mod console;
 pub mod event;
+#[cfg(test)]
+mod hostile;
 pub mod i8042;
 pub mod input;
 pub mod interrupt;
