@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use nix::sys::termios::{self, SetArg, Termios};
+use vmm_devices::console::Size;
 use vmm_devices::input::ConsoleInput;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
@@ -54,6 +55,12 @@ fn restore() {
     }
 }
 
+/// The size of the terminal that shows the guest's output, if there is one.
+pub(crate) fn size() -> Size {
+    terminal_size::terminal_size_of(io::stdout())
+        .map_or_else(Size::default, |(cols, rows)| Size { cols: cols.0, rows: rows.0 })
+}
+
 /// Feeds standard input to the guest's console, in the machine's event loop. It takes no more than the guest
 /// has room for, so that a pipe is read as fast as the guest reads.
 pub(crate) struct Input {
@@ -68,8 +75,8 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    pub(crate) fn new(guest: &Arc<impl ConsoleInput + 'static>, terminal: bool) -> Self {
-        let (room, guest) = (guest.room(), Arc::clone(guest) as Arc<dyn ConsoleInput>);
+    pub(crate) fn new(guest: Arc<dyn ConsoleInput>, terminal: bool) -> Self {
+        let room = guest.room();
         Self { guest, room, terminal, pending: Vec::new(), watching: false, done: false }
     }
 

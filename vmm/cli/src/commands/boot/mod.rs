@@ -9,10 +9,13 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
+use vmm_devices::console;
+use vmm_devices::input::ConsoleInput;
 use vmm_devices::output::{self, Output};
 use vmm_devices::rng::Rng;
 use vmm_devices::virtio::VirtioDevice;
@@ -23,7 +26,7 @@ use vmm_machine::memory::Backing;
 use vmm_machine::probe::{self, Verdict};
 use vmm_machine::timeline::{Stage, Timeline};
 
-use crate::console::{Input, RawTerminal};
+use crate::console::{self as terminal, Input, RawTerminal};
 use crate::duration::parse_duration;
 use crate::hint::Hinted;
 use crate::home;
@@ -180,18 +183,31 @@ impl Boot {
         let signals = Signals::block()?;
         let (output, output_thread) =
             output::spawn(Box::new(io::stdout())).context("cannot start the console")?;
-        let mut machine = Machine::build(&hypervisor, self.config(&plan, &output, timeline)?)
-            .context("cannot set up the machine")?;
+        let mut config = self.config(&plan, &output, timeline)?;
+        let virtio = (plan.console == Console::Virtio)
+            .then(|| console::Console::new(output.clone(), terminal::size()))
+            .transpose()
+            .context("cannot make the console")?;
+        let console = virtio.map(|(device, handle)| {
+            config.devices.push(Box::new(device));
+            handle
+        });
+        let mut machine = Machine::build(&hypervisor, config).context("cannot set up the machine")?;
         if self.dry_run {
             self.show(&machine)?;
             return Ok(None);
         }
         let control = machine.control();
         let terminal = RawTerminal::enter().context("cannot set up the terminal")?;
-        if let Some(serial) = control.serial() {
-            machine.reactor().add(Box::new(Input::new(serial, terminal.is_some())));
+        let typed_to: Option<Arc<dyn ConsoleInput>> = match (&console, control.serial()) {
+            (Some(console), _) => Some(console.clone()),
+            (None, Some(serial)) => Some(serial.clone()),
+            (None, None) => None,
+        };
+        if let Some(guest) = typed_to {
+            machine.reactor().add(Box::new(Input::new(guest, terminal.is_some())));
         }
-        let (watch, why) = Watch::new(control, signals, self.timeout)?;
+        let (watch, why) = Watch::new(control, signals, self.timeout, console)?;
         machine.reactor().add(Box::new(watch));
 
         let ran = machine.run();
@@ -202,8 +218,8 @@ impl Boot {
             eprintln!();
         }
         let outcome = ran.context("the machine stopped")?;
-        let console = (plan.console != Console::None).then_some(&output);
-        Ok(Some(Record::of_guest(&outcome, why.get().copied(), console, timeline)))
+        let shown = (plan.console != Console::None).then_some(&output);
+        Ok(Some(Record::of_guest(&outcome, why.get().copied(), shown, timeline)))
     }
 
     fn config(&self, plan: &Plan, output: &Output, timeline: &Timeline) -> anyhow::Result<Config> {

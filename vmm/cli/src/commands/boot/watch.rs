@@ -1,4 +1,4 @@
-//! What ends a guest from outside: signals and time.
+//! What reaches a guest from outside: signals and time.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, OnceLock};
@@ -10,8 +10,11 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use vmm_devices::console;
 use vmm_machine::machine::Control;
 use vmm_sys_util::epoll::EventSet;
+
+use crate::console::size;
 
 /// How long a guest has after its power button was pressed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -25,24 +28,27 @@ pub(super) enum Why {
     Timeout,
 }
 
-/// The signals that end a guest, blocked: made before there are threads, so that only the event loop takes them.
+/// The signals that concern a guest, blocked: made before there are threads, so that only the event loop takes them.
 pub(super) struct Signals(SignalFd);
 
 impl Signals {
     pub(super) fn block() -> anyhow::Result<Self> {
-        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGWINCH]);
         signals.thread_block().context("cannot block signals")?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         Ok(Self(SignalFd::with_flags(&signals, flags).context("cannot listen for signals")?))
     }
 }
 
-/// Ends the guest on signals and when its time is up: first by its power button, then by cutting the power.
+/// Ends the guest on signals and when its time is up: first by its power button, then by cutting the power. It also
+/// passes on the terminal's size.
 pub(super) struct Watch {
     control: Control,
     signals: Signals,
     timer: TimerFd,
     why: Arc<OnceLock<Why>>,
+    /// Whom the size of the terminal matters to.
+    console: Option<Arc<console::Handle>>,
 }
 
 impl Watch {
@@ -51,10 +57,11 @@ impl Watch {
         control: Control,
         signals: Signals,
         timeout: Option<Duration>,
+        console: Option<Arc<console::Handle>>,
     ) -> anyhow::Result<(Self, Arc<OnceLock<Why>>)> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).context("cannot make a timer")?;
-        let watch = Self { control, signals, timer, why: Arc::default() };
+        let watch = Self { control, signals, timer, why: Arc::default(), console };
         if let Some(timeout) = timeout {
             watch.arm(timeout).context("cannot set the timer")?;
         }
@@ -85,7 +92,12 @@ impl MutEventSubscriber for Watch {
             let _ = self.timer.wait();
             self.end(Why::Timeout);
         } else if let Ok(Some(signal)) = self.signals.0.read_signal() {
-            self.end(Why::Signal(signal.ssi_signo.cast_signed()));
+            let number = signal.ssi_signo.cast_signed();
+            if number != Signal::SIGWINCH as i32 {
+                self.end(Why::Signal(number));
+            } else if let Some(console) = &self.console {
+                console.resize(size());
+            }
         }
     }
 
