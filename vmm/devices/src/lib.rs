@@ -7,6 +7,7 @@
 //! Everything a guest writes is hostile. Lengths and addresses are checked once, where a descriptor chain
 //! is taken off its ring ([`virtio::queue`]); devices only ever see chains that lie in guest memory.
 
+pub mod balloon;
 pub mod block;
 pub mod bus;
 pub mod console;
