@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, ensure};
 use clap::Parser;
 
-const TARGETS: [&str; 6] = ["transport", "block", "rng", "serial", "image", "loader"];
+const TARGETS: [&str; 8] = ["transport", "block", "console", "balloon", "rng", "serial", "image", "loader"];
 /// Coverage as libFuzzer reads it, checks on arithmetic, and no optimisation that would hide them.
 const FLAGS: [&str; 6] = [
     "-Cpasses=sancov-module",
@@ -23,7 +23,7 @@ const FLAGS: [&str; 6] = [
 /// Run fuzz targets.
 #[derive(Parser)]
 struct Options {
-    /// Which; by default all: transport, block, rng, serial, image, loader.
+    /// Which; by default all: transport, block, console, balloon, rng, serial, image, loader.
     targets: Vec<String>,
     /// Seconds for each.
     #[arg(long, default_value_t = 60)]

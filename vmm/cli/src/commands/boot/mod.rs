@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
+use vmm_devices::balloon::Balloon;
 use vmm_devices::console;
 use vmm_devices::input::ConsoleInput;
 use vmm_devices::output::{self, Output};
@@ -86,6 +87,9 @@ pub(crate) struct Boot {
     /// Back the memory by 2 MiB pages from the host's pool.
     #[arg(long)]
     huge_pages: bool,
+    /// How much of its memory the guest gives back at the start. Pages that it frees it gives back in any case.
+    #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, value_parser = parse_size)]
+    balloon: u64,
     /// More disks: image files or block devices.
     #[arg(long, value_name = "PATH[:ro][,serial=ID]")]
     disk: Vec<DiskSpec>,
@@ -228,6 +232,7 @@ impl Boot {
             devices.push(Box::new(disk.open().map_err(|error| Hinted::new(error.hint(), error))?));
         }
         devices.push(Box::new(Rng));
+        devices.push(Box::new(Balloon::new(self.balloon).context("cannot make the balloon")?.0));
         Ok(Config {
             cpus: self.cpus,
             memory_bytes: self.memory,
