@@ -152,15 +152,34 @@ impl PackageManager {
         Ok(())
     }
 
+    /// Installs `names` from a suite that is not the system's usual one, such as its backports.
+    pub fn install_from(&self, suite: &str, names: &[&str]) -> Result<(), PackageError> {
+        if !self.root {
+            return Err(PackageError::NotRoot {
+                names: names.iter().map(|name| (*name).to_owned()).collect(),
+            });
+        }
+        let mut command = command("apt-get");
+        command.args(["install", "-y", "-qq", "--no-install-recommends", "-t", suite]).args(names);
+        finish("apt-get", &format!("install {} from {suite}", names.join(" ")), command)?;
+        Ok(())
+    }
+
+    /// Fetches the lists of packages.
+    pub fn update(&self) -> Result<(), PackageError> {
+        let mut command = command("apt-get");
+        command.args(["update", "-qq"]);
+        finish("apt-get", "update", command)?;
+        Ok(())
+    }
+
     /// Makes sure that the package can be had; root fetches the lists of packages if it is not in them.
     pub fn ensure_known(&self, name: &str) -> Result<(), PackageError> {
         if self.candidate(name)?.is_some() {
             return Ok(());
         }
         if self.root {
-            let mut command = command("apt-get");
-            command.args(["update", "-qq"]);
-            finish("apt-get", "update", command)?;
+            self.update()?;
             if self.candidate(name)?.is_some() {
                 return Ok(());
             }
