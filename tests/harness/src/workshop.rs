@@ -3,10 +3,15 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use etcetera::BaseStrategy;
 use serde::Deserialize;
+use vmm_images_kernel::store::Store;
+
+use crate::host::Host;
+use crate::protocol::Exec;
 
 /// Programs that a host needs, optimized.
 #[derive(Clone, Debug)]
@@ -46,6 +51,25 @@ pub fn build() -> anyhow::Result<Programs> {
         found.cloned().with_context(|| format!("cargo built no {name}"))
     };
     Ok(Programs { vmm: find("vmm")?, agent: find("host-agent")? })
+}
+
+/// Puts `vmm` into the host, onto its search path.
+pub fn put_vmm(host: &Host, programs: &Programs) -> anyhow::Result<()> {
+    host.put(&programs.vmm, Path::new("/usr/local/bin/vmm"))
+}
+
+/// Puts what `vmm boot` runs unless told otherwise into the host, if there is such a kernel in `home`.
+pub fn put_default_kernel(host: &Host, home: &Path) -> anyhow::Result<()> {
+    let store = Store::new(home.join("kernels"));
+    let Some(name) = store.default_name() else { return Ok(()) };
+    let kernel = store.get(Some(&name))?;
+    host.put(&kernel.directory, &Path::new("/var/lib/vmm/kernels").join(&name))?;
+    let argv = ["vmm", "kernel", "default", &name].map(str::to_owned).to_vec();
+    let chosen = host.run(Exec { argv, ..Exec::default() }, Duration::from_secs(30))?;
+    if !chosen.exit.success() {
+        bail!("cannot choose the kernel in the host: {}", chosen.stderr.trim_end());
+    }
+    Ok(())
 }
 
 /// Where `vmm` keeps what lasts, as it finds it itself.

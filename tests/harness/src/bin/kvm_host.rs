@@ -78,8 +78,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let host = Host::start(place, &programs.agent, &|what| eprintln!("kvm-host: {what}"))?;
     let here = env::current_dir().context("cannot find out the current directory")?;
     if place == Place::Emulated {
-        host.put(&programs.vmm, Path::new("/usr/local/bin/vmm"))?;
-        put_default_kernel(&host)?;
+        workshop::put_vmm(&host, &programs)?;
+        workshop::put_default_kernel(&host, &workshop::home()?)?;
         for argument in arguments.command.iter().skip(1) {
             if let Some(path) = named_file(argument) {
                 let path = here.join(path);
@@ -114,17 +114,6 @@ fn named_file(argument: &str) -> Option<&Path> {
         .filter(|path| path.contains('/') && !SYSTEM.iter().any(|system| path.starts_with(system)))
         .map(Path::new)
         .find(|path| path.is_file())
-}
-
-/// Copies what `vmm boot` runs unless told otherwise.
-fn put_default_kernel(host: &Host) -> anyhow::Result<()> {
-    let home = workshop::home()?;
-    let store = vmm_images_kernel::store::Store::new(home.join("kernels"));
-    let Some(name) = store.default_name() else { return Ok(()) };
-    let kernel = store.get(Some(&name))?;
-    let there = Path::new("/var/lib/vmm/kernels");
-    host.put(&kernel.directory, &there.join(&name))?;
-    Ok(())
 }
 
 fn follow(
