@@ -71,8 +71,10 @@ impl fmt::Display for SystemError {
 /// What PID 1 runs, and whose end is the end of the system.
 #[derive(Debug, PartialEq, Eq)]
 enum Job {
-    /// The words after `--` on the kernel command line, joined by spaces and given to a shell.
-    Command(String),
+    /// The words after `--` on the kernel command line: a program and its arguments.
+    Command(String, Vec<String>),
+    /// The only word there, which is the shell's to take apart.
+    Line(String),
     /// [`STARTUP_SCRIPT`].
     Startup,
     /// A login shell on the console.
@@ -112,7 +114,8 @@ fn job() -> Job {
 
 fn choose_job(words: &[String], has_startup_script: bool) -> Job {
     match (words, has_startup_script) {
-        ([_, ..], _) => Job::Command(words.join(" ")),
+        ([line], _) => Job::Line(line.clone()),
+        ([program, arguments @ ..], _) => Job::Command(program.clone(), arguments.to_vec()),
         ([], true) => Job::Startup,
         ([], false) => Job::Shell,
     }
@@ -121,7 +124,12 @@ fn choose_job(words: &[String], has_startup_script: bool) -> Job {
 /// Starts the job on the console.
 fn start(job: &Job) -> Result<Pid, SystemError> {
     let mut command = match job {
-        Job::Command(line) => {
+        Job::Command(program, arguments) => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            command
+        }
+        Job::Line(line) => {
             let mut command = Command::new(SHELL);
             command.arg("-c").arg(line);
             command
@@ -234,8 +242,10 @@ mod tests {
 
     #[test]
     fn the_command_line_comes_before_the_script_before_the_shell() {
-        let words = ["echo".to_owned(), "a  b".to_owned()];
-        assert_eq!(choose_job(&words, true), Job::Command("echo a  b".to_owned()));
+        let words = ["sh".to_owned(), "-c".to_owned(), "echo a  b; uname -a".to_owned()];
+        let command = Job::Command("sh".to_owned(), words[1..].to_vec());
+        assert_eq!(choose_job(&words, true), command, "words stay what they are");
+        assert_eq!(choose_job(&words[2..], true), Job::Line("echo a  b; uname -a".to_owned()));
         assert_eq!(choose_job(&[], true), Job::Startup);
         assert_eq!(choose_job(&[], false), Job::Shell);
     }

@@ -37,8 +37,9 @@ enum Action {
 
 /// Make the image of a small busybox system, and print its path.
 ///
-/// Its init runs the words after ` -- ` on the kernel command line, or else /etc/vmm/rc, or else a shell on the
-/// console, and powers the machine off when that ends. The busybox is this system's own if it is static, else the
+/// Its init runs what comes after ` -- ` on the kernel command line, or else /etc/vmm/rc, or else a shell on the
+/// console, and powers the machine off when that ends. Several words are a program and its arguments; a single one,
+/// maybe in double quotes, is a line for the shell. The busybox is this system's own if it is static, else the
 /// one in its package busybox-static.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -1,5 +1,7 @@
 //! What the CPUID instruction tells a guest (Intel SDM volume 2, CPUID; KVM `Documentation/virt/kvm/x86/cpuid.rst`).
 
+use std::arch::x86_64::__cpuid;
+
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 /// Leaf 1, ECX.
@@ -25,6 +27,11 @@ pub fn complete(cpuid: &mut CpuId, index: u8, count: u8, tsc_deadline: bool) {
             // Performance counters are not virtualised: none must be seen.
             0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             0xb | 0x1f => topology(entry, index, count),
+            // The processor's name, which KVM leaves out.
+            0x8000_0002..=0x8000_0004 => {
+                let host = __cpuid(entry.function);
+                (entry.eax, entry.ebx, entry.ecx, entry.edx) = (host.eax, host.ebx, host.ecx, host.edx);
+            }
             // Amount of cores, less one, and the size of the core id in bits (AMD).
             0x8000_0008 => {
                 entry.ecx = (entry.ecx & !0xf0ff) | (core_id_bits(count) << 12) | (u32::from(count) - 1);
@@ -110,6 +117,12 @@ mod tests {
         let leaves = completed(&[leaf(1, 0, 0), leaf(0x8000_0008, 0, 0)], 0, 1);
         assert_eq!(leaves[0].edx & HTT, 0);
         assert_eq!(leaves[1].ecx, 0);
+    }
+
+    #[test]
+    fn the_processor_has_its_name() {
+        let leaves = completed(&[leaf(0x8000_0002, 0, 0)], 0, 1);
+        assert_eq!(leaves[0].eax, __cpuid(0x8000_0002).eax);
     }
 
     #[test]
