@@ -72,6 +72,11 @@ pub fn put_default_kernel(host: &Host, home: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where the harness keeps what takes long to make.
+pub fn cache() -> anyhow::Result<PathBuf> {
+    crate::image::cache()
+}
+
 /// Where `vmm` keeps what lasts, as it finds it itself.
 pub fn home() -> anyhow::Result<PathBuf> {
     if let Some(home) = env::var_os("VMM_HOME").filter(|home| !home.is_empty()) {
