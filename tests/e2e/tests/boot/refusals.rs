@@ -68,7 +68,7 @@ fn a_machine_that_cannot_be() {
         (["--memory", "0"], "memory"),
         (["--memory", "1000G"], "memory"),
         (["--memory", "lots"], "lots"),
-        (["--cpus", "0"], "cpu"),
+        (["--cpus", "0"], "CPUs"),
         (["--cpus", "33"], "32"),
         (["--cpus", "1000"], "1000"),
         (["--disk", "none.img"], "none.img"),

@@ -21,7 +21,7 @@ pub(super) const ROOT: &str = "root.ext4";
 /// The package that depends on the newest kernel made for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 /// What the machine's users want there besides what every Debian has.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 14] = [
     "busybox-static",
     "e2fsprogs",
     "erofs-utils",
@@ -29,11 +29,13 @@ const PACKAGES: [&str; 12] = [
     "iproute2",
     "iputils-ping",
     "kmod",
+    "mount",
     "procps",
     "socat",
     "squashfs-tools",
     "strace",
     "uidmap",
+    "util-linux",
 ];
 /// What makes it.
 const TOOLS: [&str; 3] = ["mmdebstrap", "e2fsprogs", "kmod"];

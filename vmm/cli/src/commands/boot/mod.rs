@@ -209,7 +209,8 @@ impl Boot {
             (None, None) => None,
         };
         if let Some(guest) = typed_to {
-            machine.reactor().add(Box::new(Input::new(guest, terminal.is_some())));
+            let input = Input::of_stdin(guest, terminal.is_some()).context("cannot use standard input")?;
+            machine.reactor().add(Box::new(input));
         }
         let (watch, why) = Watch::new(control, signals, self.timeout, console)?;
         machine.reactor().add(Box::new(watch));
