@@ -68,7 +68,7 @@ fn stock_by_the_64_bit_protocol() {
 fn an_unpacked_kernel_boots_as_its_image_does() {
     // What unpacking the stock kernel's bzImage has left in the cache is its vmlinux.
     boots(Kernel::Stock, &[]);
-    let vmlinux = lab().must("ls -S home/cache/vmlinux-* | head -n1");
+    let vmlinux = lab().must("ls home/cache/*.vmlinux | head -n1");
     let ended = lab().boot(&[
         "--kernel",
         &vmlinux,
