@@ -59,8 +59,24 @@ pub enum ProbeError {
     Unexpected(String),
 }
 
-/// Runs the probe, which takes a few milliseconds at most.
+/// A busy host may take the processor away in the middle of the loop: one quick run out of so many is enough.
+const TRIES: u32 = 6;
+
+/// Runs the probe, which takes a few milliseconds, and some tens of them where it is slow.
 pub fn probe(hypervisor: &Hypervisor) -> Result<Verdict, ProbeError> {
+    let mut fastest = 0;
+    for _ in 0..TRIES {
+        match run(hypervisor)? {
+            Verdict::Interpreted { instructions_per_second } => {
+                fastest = fastest.max(instructions_per_second)
+            }
+            verdict => return Ok(verdict),
+        }
+    }
+    Ok(Verdict::Interpreted { instructions_per_second: fastest })
+}
+
+fn run(hypervisor: &Hypervisor) -> Result<Verdict, ProbeError> {
     let memory = memory::create(1 << 20, Backing::Pages)?;
     memory.write_slice(&code(), GuestAddress(CODE))?;
     let vm = hypervisor.create_vm(memory)?;

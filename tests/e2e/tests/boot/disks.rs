@@ -79,7 +79,17 @@ fn a_full_disk_on_the_host_is_an_error_in_the_guest_and_nothing_more() {
         "dd if=/dev/zero of=/dev/vdb bs=1M count=32 conv=fsync 2>&1; echo alive",
     );
     lab().must("umount small && rmdir small");
-    ended.expect_power_off();
+    assert_eq!(
+        (ended.status(), &ended.record["outcome"]),
+        (0, &"power-off".into()),
+        "{}",
+        ended.output.text()
+    );
+    assert!(
+        ended.stderr().contains("small/disk.img"),
+        "the user is told which disk\n{}",
+        ended.output.text()
+    );
     assert!(ended.stdout().contains("alive"), "{}", ended.output.text());
     let failed = ended.stdout().contains("I/O error") || ended.stdout().contains("No space left");
     assert!(failed, "{}", ended.output.text());

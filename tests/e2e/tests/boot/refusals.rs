@@ -107,5 +107,5 @@ fn no_kvm_and_no_permission() {
          ./vmm boot --kernel ./home/kernels/tuned/vmlinux --rootfs root.erofs'; status=$?; \
          rm -f /tmp/kvm-copy /tmp/vmm-copy; exit $status",
     );
-    refused(&forbidden, "permission denied");
+    refused(&forbidden, "Permission denied");
 }
