@@ -68,7 +68,7 @@ pub fn probe(hypervisor: &Hypervisor) -> Result<Verdict, ProbeError> {
     for _ in 0..TRIES {
         match run(hypervisor)? {
             Verdict::Interpreted { instructions_per_second } => {
-                fastest = fastest.max(instructions_per_second)
+                fastest = fastest.max(instructions_per_second);
             }
             verdict => return Ok(verdict),
         }

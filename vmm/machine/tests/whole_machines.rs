@@ -195,7 +195,7 @@ fn a_byte_that_is_typed_interrupts_a_guest_that_waits() {
     }
     code.extend(store(TABLE + 8 * VECTOR, 8 << 16 | (handler_at & 0xffff)));
     code.extend(store(TABLE + 8 * VECTOR + 4, (handler_at & 0xffff_0000) | 0x8e00));
-    code.extend(store(0x5100, (table << 16) | 23));
+    code.extend(store(0x5100, (table << 16) | 0x17));
     code.extend(store(0x5104, table >> 16));
     code.extend(store(0x5110, (TABLE << 16) | 0x7ff));
     code.extend(store(0x5114, TABLE >> 16));
