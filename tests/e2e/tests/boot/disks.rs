@@ -91,7 +91,7 @@ fn a_full_disk_on_the_host_is_an_error_in_the_guest_and_nothing_more() {
         ended.output.text()
     );
     assert!(ended.stdout().contains("alive"), "{}", ended.output.text());
-    let failed = ended.stdout().contains("I/O error") || ended.stdout().contains("No space left");
+    let failed = ended.stdout().contains("Input/output error") || ended.stdout().contains("No space left");
     assert!(failed, "{}", ended.output.text());
 }
 

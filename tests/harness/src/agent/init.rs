@@ -23,6 +23,9 @@ use nix::sys::wait::wait;
 use nix::time::{ClockId, clock_settime};
 use nix::unistd::{ForkResult, Pid, chdir, chroot, fork, sethostname, setsid};
 
+use vmm_machine::kvm::{Hypervisor, Vm};
+use vmm_machine::memory::{self, Backing};
+
 use super::{command, serve};
 use crate::protocol::{self, Frame, HOST, Message};
 
@@ -67,6 +70,7 @@ fn up() -> io::Result<()> {
         attach(kind, place, options)?;
     }
     load_modules()?;
+    let _vm = hold_vm();
     let mut port = File::options().read(true).write(true).open(port()?)?;
     say(&mut port, Message::Hello)?;
     let time_ns = match protocol::read(&mut port)? {
@@ -117,6 +121,24 @@ fn load_modules() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes a virtual machine that stays as long as the host.
+///
+/// The kernel patches a jump in its scheduler with the first one and the last one. The emulator now and then goes on
+/// executing what was there in between, forever; so there is no other first one, and no last.
+fn hold_vm() -> Option<Vm> {
+    let held = Hypervisor::open().and_then(|hypervisor| {
+        let memory = memory::create(1 << 20, Backing::Pages).ok();
+        memory.map(|memory| hypervisor.create_vm(memory)).transpose()
+    });
+    match held {
+        Ok(vm) => vm,
+        Err(error) => {
+            eprintln!("host: {error}");
+            None
+        }
+    }
 }
 
 /// The agent's serial port.
