@@ -12,6 +12,9 @@ use vmm_devices::bus::Bus;
 
 use crate::kvm::{Exit, Kicker, KvmError, Vcpu};
 
+/// Bytes of a vCPU thread's stack. The usual 2 MiB would be one transparent huge page, all of it taken at once.
+const STACK: usize = 256 << 10;
+
 /// The two address spaces of an x86 machine.
 #[derive(Default)]
 pub struct Buses {
@@ -112,8 +115,10 @@ impl Vcpus {
             let (ready, kicker) = mpsc::sync_channel(1);
             let (starter, go) = mpsc::channel::<()>();
             let (buses, stop, crashed) = (Arc::clone(buses), Arc::clone(&stop), crashed.clone());
-            let thread =
-                std::thread::Builder::new().name(format!("vcpu{}", vcpu.index())).spawn(move || {
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{}", vcpu.index()))
+                .stack_size(STACK)
+                .spawn(move || {
                     let _ = ready.send(vcpu.bind_to_thread());
                     // The other end is dropped unsaid where a later vCPU cannot be started.
                     if go.recv().is_err() {
