@@ -4,14 +4,14 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde_json::Value;
 use vmm_harness::host::{Host, Output, Place, Running};
+use vmm_harness::workshop::Programs;
 use vmm_harness::{Exec, WindowSize, workshop};
 
 /// How long a guest may take from its start to its end. Hosts that emulate and compile at the same time are slow.
@@ -104,7 +104,7 @@ impl Lab {
         say("building vmm");
         let programs = workshop::build()?;
         let home = workshop::cache()?.join("home");
-        ensure_kernels(&programs.vmm, &home)?;
+        ensure_kernels(&programs, &home)?;
         let place = Place::choose()?;
         say(&format!("tests run on {place}"));
         let host = Host::start(place, &programs.agent, &say)?;
@@ -152,11 +152,7 @@ impl Lab {
     /// Runs a shell script in the host.
     #[track_caller]
     pub fn sh(&self, script: &str) -> Output {
-        let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
-        match self.host.run(self.exec(argv, None), LIMIT) {
-            Ok(output) => output,
-            Err(error) => panic!("{error:#}"),
-        }
+        self.run(["sh", "-c", script].map(str::to_owned).to_vec())
     }
 
     /// Runs a shell script in the host that has to succeed; returns what it prints.
@@ -170,7 +166,11 @@ impl Lab {
     /// Runs `vmm` in the host, with nothing to read.
     #[track_caller]
     pub fn vmm(&self, arguments: &[&str]) -> Output {
-        let argv = self.vmm_argv(arguments);
+        self.run(self.vmm_argv(arguments))
+    }
+
+    #[track_caller]
+    fn run(&self, argv: Vec<String>) -> Output {
         match self.host.run(self.exec(argv, None), LIMIT) {
             Ok(output) => output,
             Err(error) => panic!("{error:#}"),
@@ -217,26 +217,13 @@ impl Lab {
 }
 
 /// Makes the kernels, here, unless they are there already.
-fn ensure_kernels(vmm: &Path, home: &Path) -> anyhow::Result<()> {
-    let ask = |arguments: &[&str]| -> anyhow::Result<String> {
-        let output = Command::new(vmm)
-            .args(arguments)
-            .env("VMM_HOME", home)
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run vmm")?;
-        if !output.status.success() {
-            bail!("`vmm {}` failed", arguments.join(" "));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    };
-    let there = ask(&["kernel", "ls", "--quiet"])?;
+fn ensure_kernels(programs: &Programs, home: &Path) -> anyhow::Result<()> {
+    let there = programs.ask(Some(home), &["kernel", "ls", "--quiet"])?;
     if !there.lines().any(|name| name == Kernel::Stock.name()) {
         say("fetching the distribution's kernel (once)");
-        ask(&["kernel", "fetch", "--name", Kernel::Stock.name()])?;
+        programs.ask(Some(home), &["kernel", "fetch", "--name", Kernel::Stock.name()])?;
     }
     say("building the guest kernel (minutes, the first time)");
-    ask(&["kernel", "build", "--name", Kernel::Tuned.name()])?;
+    programs.ask(Some(home), &["kernel", "build", "--name", Kernel::Tuned.name()])?;
     Ok(())
 }

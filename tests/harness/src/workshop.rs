@@ -6,9 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use etcetera::BaseStrategy;
 use serde::Deserialize;
-use vmm_images_kernel::store::Store;
 
 use crate::host::Host;
 use crate::protocol::Exec;
@@ -20,6 +18,23 @@ pub struct Programs {
     pub vmm: PathBuf,
     /// What runs in the emulated host as its first program.
     pub agent: PathBuf,
+}
+
+impl Programs {
+    /// Runs `vmm` on this machine, with its data in `home` or where it has them by itself; returns what it prints.
+    pub fn ask(&self, home: Option<&Path>, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new(&self.vmm)
+            .args(arguments)
+            .envs(home.map(|home| ("VMM_HOME", home)))
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run vmm")?;
+        if !output.status.success() {
+            bail!("`vmm {}` failed", arguments.join(" "));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
 }
 
 /// The part of cargo's messages that is of use here.
@@ -58,13 +73,22 @@ pub fn put_vmm(host: &Host, programs: &Programs) -> anyhow::Result<()> {
     host.put(&programs.vmm, Path::new("/usr/local/bin/vmm"))
 }
 
-/// Puts what `vmm boot` runs unless told otherwise into the host, if there is such a kernel in `home`.
-pub fn put_default_kernel(host: &Host, home: &Path) -> anyhow::Result<()> {
-    let store = Store::new(home.join("kernels"));
-    let Some(name) = store.default_name() else { return Ok(()) };
-    let kernel = store.get(Some(&name))?;
-    host.put(&kernel.directory, &Path::new("/var/lib/vmm/kernels").join(&name))?;
-    let argv = ["vmm", "kernel", "default", &name].map(str::to_owned).to_vec();
+/// A kernel in the list of `vmm kernel ls --format json`.
+#[derive(Deserialize)]
+struct Kernel {
+    name: String,
+    default: bool,
+    image: PathBuf,
+}
+
+/// Puts what `vmm boot` runs unless told otherwise into the host, if this machine has such a kernel.
+pub fn put_default_kernel(host: &Host, programs: &Programs) -> anyhow::Result<()> {
+    let list = programs.ask(None, &["kernel", "ls", "--format", "json"])?;
+    let kernels: Vec<Kernel> = serde_json::from_str(&list).context("cannot read vmm's list of kernels")?;
+    let Some(kernel) = kernels.into_iter().find(|kernel| kernel.default) else { return Ok(()) };
+    let directory = kernel.image.parent().context("a kernel lies in a directory")?;
+    host.put(directory, &Path::new("/var/lib/vmm/kernels").join(&kernel.name))?;
+    let argv = ["vmm", "kernel", "default", &kernel.name].map(str::to_owned).to_vec();
     let chosen = host.run(Exec { argv, ..Exec::default() }, Duration::from_secs(30))?;
     if !chosen.exit.success() {
         bail!("cannot choose the kernel in the host: {}", chosen.stderr.trim_end());
@@ -75,16 +99,4 @@ pub fn put_default_kernel(host: &Host, home: &Path) -> anyhow::Result<()> {
 /// Where the harness keeps what takes long to make.
 pub fn cache() -> anyhow::Result<PathBuf> {
     crate::image::cache()
-}
-
-/// Where `vmm` keeps what lasts, as it finds it itself.
-pub fn home() -> anyhow::Result<PathBuf> {
-    if let Some(home) = env::var_os("VMM_HOME").filter(|home| !home.is_empty()) {
-        return Ok(home.into());
-    }
-    if nix::unistd::geteuid().is_root() {
-        return Ok("/var/lib/vmm".into());
-    }
-    let base = etcetera::choose_base_strategy().context("cannot find a place for data: set VMM_HOME")?;
-    Ok(base.data_dir().join("vmm"))
 }

@@ -200,6 +200,16 @@ mod tests {
         String::from_utf8(guest.got.lock().unwrap().clone()).unwrap()
     }
 
+    /// A guest with room for 100 bytes that reads from a pipe, which may count as a terminal.
+    fn piped(terminal: bool) -> (io::PipeWriter, Arc<Guest>, EventManager<Input>) {
+        let (source, typed) = io::pipe().unwrap();
+        let guest = guest(100);
+        let mut events = EventManager::new().unwrap();
+        let source = std::os::fd::OwnedFd::from(source);
+        events.add_subscriber(Input::new(source.into(), guest.clone(), terminal));
+        (typed, guest, events)
+    }
+
     /// Lets the loop handle what there is, without waiting.
     fn settle(events: &mut EventManager<Input>) {
         while events.run_with_timeout(0).unwrap() > 0 {}
@@ -207,11 +217,7 @@ mod tests {
 
     #[test]
     fn room_without_input_does_not_block_the_loop() {
-        let (source, mut typed) = io::pipe().unwrap();
-        let guest = guest(100);
-        let mut events = EventManager::new().unwrap();
-        let source = std::os::fd::OwnedFd::from(source);
-        events.add_subscriber(Input::new(source.into(), guest.clone(), false));
+        let (mut typed, guest, mut events) = piped(false);
         typed.write_all(b"one").unwrap();
         settle(&mut events);
         // The guest has taken it, and says so. Nothing is in the pipe now: reading it would block.
@@ -236,11 +242,7 @@ mod tests {
 
     #[test]
     fn the_detach_key_ends_a_terminals_input() {
-        let (source, mut typed) = io::pipe().unwrap();
-        let guest = guest(100);
-        let mut events = EventManager::new().unwrap();
-        let source = std::os::fd::OwnedFd::from(source);
-        events.add_subscriber(Input::new(source.into(), guest.clone(), true));
+        let (mut typed, guest, mut events) = piped(true);
         typed.write_all(b"ab\x1dcd").unwrap();
         settle(&mut events);
         typed.write_all(b"ef").unwrap();

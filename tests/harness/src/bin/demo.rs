@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -32,16 +32,15 @@ fn run() -> anyhow::Result<ExitCode> {
     let say = |what: &str| eprintln!("[{:5.1} s] {what}", started.elapsed().as_secs_f64());
     say("building vmm");
     let programs = workshop::build()?;
-    let vmm = programs.vmm.as_path();
 
-    if ask(vmm, &["kernel", "ls", "--quiet"])?.is_empty() {
+    if programs.ask(None, &["kernel", "ls", "--quiet"])?.is_empty() {
         say(
             "vmm kernel fetch: the distribution's own kernel; `vmm kernel build` makes one that starts faster",
         );
-        ask(vmm, &["kernel", "fetch"])?;
+        programs.ask(None, &["kernel", "fetch"])?;
     }
     say("vmm rootfs make");
-    let rootfs = ask(vmm, &["rootfs", "make"])?;
+    let rootfs = programs.ask(None, &["rootfs", "make"])?;
 
     let place = Place::choose()?;
     match place {
@@ -50,10 +49,10 @@ fn run() -> anyhow::Result<ExitCode> {
     }
     let host = Host::start(place, &programs.agent, &say)?;
     let rootfs = Path::new(&rootfs);
-    let mut program = vmm.display().to_string();
+    let mut program = programs.vmm.display().to_string();
     if place == Place::Emulated {
         workshop::put_vmm(&host, &programs)?;
-        workshop::put_default_kernel(&host, &workshop::home()?)?;
+        workshop::put_default_kernel(&host, &programs)?;
         host.put(rootfs, rootfs)?;
         "vmm".clone_into(&mut program);
     }
@@ -77,14 +76,4 @@ fn run() -> anyhow::Result<ExitCode> {
     };
     say(&format!("the guest is off; it ran on {place}"));
     Ok(ExitCode::from(exit.code() as u8))
-}
-
-/// Runs `vmm` here; returns what it prints.
-fn ask(vmm: &Path, arguments: &[&str]) -> anyhow::Result<String> {
-    let output =
-        Command::new(vmm).args(arguments).stderr(Stdio::inherit()).output().context("cannot run vmm")?;
-    if !output.status.success() {
-        bail!("`vmm {}` failed", arguments.join(" "));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }

@@ -79,7 +79,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let here = env::current_dir().context("cannot find out the current directory")?;
     if place == Place::Emulated {
         workshop::put_vmm(&host, &programs)?;
-        workshop::put_default_kernel(&host, &workshop::home()?)?;
+        workshop::put_default_kernel(&host, &programs)?;
         for argument in arguments.command.iter().skip(1) {
             if let Some(path) = named_file(argument) {
                 let path = here.join(path);
