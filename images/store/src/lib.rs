@@ -1,0 +1,3 @@
+//! Container images on disk, in an OCI image layout.
+
+#![forbid(unsafe_code)]
