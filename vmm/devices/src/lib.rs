@@ -22,6 +22,7 @@ pub mod power;
 pub mod pvpanic;
 pub mod reactor;
 pub mod rng;
+pub mod rtc;
 pub mod serial;
 pub mod stage;
 #[cfg(any(test, feature = "testkit"))]

@@ -25,9 +25,9 @@ const OEM: [u8; 6] = *b"VMM   ";
 const OEM_TABLE: [u8; 8] = *b"VMMACHIN";
 const OEM_REVISION: u32 = 1;
 
-/// FADT, IA-PC boot architecture flags (table 5.11): neither VGA nor CMOS clock to look for. The bits for an
-/// 8042 and for other legacy devices stay clear.
-const BOOT_ARCH: u16 = (1 << 2) | (1 << 5);
+/// FADT, IA-PC boot architecture flags (table 5.11): no VGA to look for. The bits for an 8042 and for other legacy
+/// devices stay clear, and so does the one that denies the CMOS clock.
+const BOOT_ARCH: u16 = 1 << 2;
 
 /// What the tables describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Hardware {
     pub power: Power,
     /// Port of pvpanic.
     pub panic_port: u16,
+    /// First port of the CMOS clock, and how many there are.
+    pub clock_ports: (u16, u8),
 }
 
 /// The registers by which a guest ends, and learns that it should.
@@ -139,6 +141,7 @@ fn dsdt(hardware: &Hardware) -> Sdt {
     if let Some((port, interrupt)) = hardware.serial {
         serial(&mut sink, port, interrupt);
     }
+    clock(&mut sink, hardware.clock_ports);
     pvpanic(&mut sink, hardware.panic_port);
     power(&mut sink, &hardware.power);
     sdt.update_checksum();
@@ -200,6 +203,19 @@ fn serial(sink: &mut dyn AmlSink, port: u16, interrupt: u32) {
             &Name::new("_HID".into(), &EISAName::new("PNP0501")),
             &Name::new("_UID".into(), &aml::ZERO),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &edge(interrupt)])),
+        ],
+    );
+}
+
+/// The clock, without an interrupt: it has no alarms.
+fn clock(sink: &mut dyn AmlSink, (port, count): (u16, u8)) {
+    let ports = IO::new(port, port, 1, count);
+    device(
+        sink,
+        "RTC_",
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports])),
         ],
     );
 }
@@ -272,6 +288,7 @@ mod tests {
                 sleep_type_s5: 5,
             },
             panic_port: 0x505,
+            clock_ports: (0x70, 2),
         }
     }
 

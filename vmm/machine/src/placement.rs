@@ -11,6 +11,7 @@ use vmm_devices::output::Output;
 use vmm_devices::power::{self, PowerButton};
 use vmm_devices::pvpanic::{self, PvPanic};
 use vmm_devices::reactor::Handle;
+use vmm_devices::rtc::{self, Rtc};
 use vmm_devices::serial::{self, Serial};
 use vmm_devices::stage::{self, StagePort};
 use vmm_devices::virtio::VirtioDevice;
@@ -69,6 +70,7 @@ pub(crate) fn place(
     }
     placed.ports("power", power::PORTS, Some(BUTTON_INTERRUPT), shared(registers))?;
     placed.ports("i8042", i8042::PORTS, None, shared(I8042::new(Arc::clone(sink))))?;
+    placed.ports("rtc", rtc::PORTS, None, shared(Rtc::default()))?;
     placed.ports("pvpanic", one_port(pvpanic::PORT), None, shared(PvPanic::new(Arc::clone(sink))))?;
     placed.ports("boot-stage", one_port(stage::PORT), None, shared(StagePort::new(Arc::clone(sink))))?;
     for (device, interrupt) in virtio.into_iter().zip(VIRTIO_INTERRUPTS) {
@@ -145,6 +147,7 @@ impl Placed {
                 button_interrupt: BUTTON_INTERRUPT,
                 sleep_type_s5: power::SLEEP_TYPE_S5,
             },
+            clock_ports: (rtc::PORTS.start as u16, (rtc::PORTS.end - rtc::PORTS.start) as u8),
             panic_port: pvpanic::PORT,
         }
     }
